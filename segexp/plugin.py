@@ -21,7 +21,7 @@ import functools
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -42,7 +42,7 @@ from segexp.losses import LOSSES, Loss, log_odds_of, mean_over, reference_planes
 from segexp.models.architectures import ARCHITECTURES, Architecture, pixels
 from segexp.optim import OPTIMIZERS, SCHEDULERS, Entry
 from segexp.records.scores import OWN, OWN_SCORES, PIXELS, POINTS, Score, facts_of, recorded_scores
-from segexp.registry import NOT_NEGATIVE, NOT_STATED, POSITIVE, REQUIRED, Range, Registry, options_of
+from segexp.registry import NOT_NEGATIVE, NOT_STATED, POSITIVE, REQUIRED, Option, Range, Registry, options_of
 from segexp.registry.declared import check_facts, check_options, check_parameters
 from segexp.registry.plugins import CALL_SITE, COMMON, entry_name
 
@@ -81,18 +81,6 @@ def _summary(target: Any) -> str:
     return (target.__doc__ or target.__name__).strip().splitlines()[0]
 
 
-def _facts(target: Any, aliases: tuple[str, ...], *unknown: str) -> dict[str, Any]:
-    """Facts of an entry that states none. unknown: names of facts that show as not stated."""
-    if not isinstance(aliases, tuple):
-        raise UsageError(f"{target.__name__}: aliases={aliases!r} must be a tuple of names")
-    known = {"formula": _summary(target), "source": _source(target), "aliases": dict.fromkeys(aliases, ALL_MODES)}
-    return known | dict.fromkeys(unknown, NOT_STATED)
-
-
-def _source(target: Any) -> str:
-    return f"plugin {_file(target)}"
-
-
 def _file(target: Any) -> str:
     """The file that a function or class was written in."""
     return getattr(sys.modules.get(target.__module__), "__file__", None) or str(target.__module__)
@@ -102,6 +90,13 @@ def _add(
     registry: Registry[Any], kind: type, target: Any, facts: dict[str, Any], shared: Any = (), **made: Any
 ) -> None:
     """Check what the entry declares, and register it. facts: stated and usual ones. shared: options of every entry."""
+    usual = {"source": f"plugin {_file(target)}", **dict.fromkeys(("formula", "summary"), _summary(target))}
+    fields = {field.name for field in dataclasses.fields(kind)}
+    facts = {fact: value for fact, value in usual.items() if fact in fields} | facts
+    if (aliases := facts.get("aliases")) is not None:
+        if not isinstance(aliases, tuple):
+            raise UsageError(f"{target.__name__}: aliases={aliases!r} must be a tuple of names")
+        facts["aliases"] = dict.fromkeys(aliases, ALL_MODES)
     check_facts(kind, target.__name__, facts, made)
     own = [option for option in made.get("options", ()) if option not in shared]
     check_options(target.__name__, own, {"name", *(option.name for option in shared), *_TAKEN.get(registry.group, ())})
@@ -119,7 +114,7 @@ _TAKEN = {"loss": ("weight",)}
 
 
 @_decorator
-def hidden_activation(target: Any, /, *, name: str = "", aliases: tuple[str, ...] = (), **facts: Any) -> None:
+def hidden_activation(target: Any, /, *, name: str = "", **facts: Any) -> None:
     """Registers a hidden activation: a function of a tensor, a class of modules, or a function that makes a module.
 
     A function with a required positional parameter is f(x), applied to a tensor of any shape in any floating type; one
@@ -144,7 +139,7 @@ def hidden_activation(target: Any, /, *, name: str = "", aliases: tuple[str, ...
             return pointwise(functools.partial(target, **given), **learned)
 
     made = {"name": _named(target, name), "make": make, "options": (*SWAP_OPTIONS, *options)}
-    facts = _facts(target, aliases, "derivative", "range") | facts
+    facts = dict.fromkeys(("derivative", "range"), NOT_STATED) | facts
     _add(HIDDEN_ACTIVATIONS, HiddenActivation, target, facts, SWAP_OPTIONS, **made)
 
 
@@ -160,14 +155,7 @@ Form = Literal["log_odds", "probability", "log_probabilities"]
 
 @_decorator
 def output_activation(
-    target: Any,
-    /,
-    *,
-    gives: Form = "log_odds",
-    symmetric: bool = False,
-    name: str = "",
-    aliases: tuple[str, ...] = (),
-    **facts: Any,
+    target: Any, /, *, gives: Form = "log_odds", symmetric: bool = False, name: str = "", **facts: Any
 ) -> None:
     """Registers an output activation, a function of the logits x (float32 or float64, any shape).
 
@@ -178,7 +166,7 @@ def output_activation(
     """
     check_parameters(target, ("x",))
     found, options = _named(target, name), options_of(target)
-    stated = _facts(target, aliases, "tail", "wrong_pixel") | {"slope_at_zero": None}
+    stated: dict[str, Any] = {"tail": NOT_STATED, "wrong_pixel": NOT_STATED, "slope_at_zero": None}
     log_odds = target
     if gives == "probability":
         log_odds, stated["warning"] = log_odds_of_cdf(target, symmetric=symmetric), inexact_tails(found, symmetric)
@@ -195,7 +183,7 @@ def output_activation(
 
 
 @_decorator
-def loss(target: Any, /, *, name: str = "", aliases: tuple[str, ...] = (), **facts: Any) -> None:
+def loss(target: Any, /, *, name: str = "", **facts: Any) -> None:
     """Registers a loss, a function (prediction, target, *, options) -> scalar tensor.
 
     See `segexp.activations.head.Prediction`, and `reference_planes` for the target. needs: "log_odds" (default; also
@@ -203,7 +191,7 @@ def loss(target: Any, /, *, name: str = "", aliases: tuple[str, ...] = (), **fac
     """
     check_parameters(target, ("prediction", "target"), ("maps",))
     made = {"name": _named(target, name), "function": target, "options": options_of(target)}
-    _add(LOSSES, Loss, target, _facts(target, aliases, "side_effects") | facts, **made)
+    _add(LOSSES, Loss, target, {"side_effects": NOT_STATED} | facts, **made)
 
 
 @_decorator
@@ -224,8 +212,7 @@ def architecture(
     if plain:
         wrong = f"{target.__name__}: {plain[0]} is none of {', '.join(COMMON)}"
         raise UsageError(f"{wrong}: write it after a *, as an option")
-    if encoder := "encoder_name" in asked:
-        facts = {"encoders": "as the network says"} | facts
+    encoder = "encoder_name" in asked
     if encoder != ("encoder_weights" in asked):
         raise UsageError(f"{target.__name__}: encoder_name and encoder_weights come together")
 
@@ -238,11 +225,12 @@ def architecture(
             raise UsageError(f"model={found}: segexp needs the attribute {taken[0]} of the network: rename yours")
         return network
 
-    stated: dict[str, Any] = {"summary": _summary(target), "source": _source(target), "encoders": "none"}
-    sizes = {"divisor": pixels(divisor), "min_size": None if min_size is None else pixels(min_size)}
     made = {"name": found, "function": build, "options": options_of(target, COMMON), "encoder": encoder, "own": True}
-    made |= {"unsupported": lambda encoder, options: None, **sizes}
-    _add(ARCHITECTURES, Architecture, target, stated | facts, **made)
+    made |= {"unsupported": lambda encoder, options: None, "divisor": pixels(divisor)}
+    made["min_size"] = None if min_size is None else pixels(min_size)
+    _add(
+        ARCHITECTURES, Architecture, target, {"encoders": "as the network says" if encoder else "none"} | facts, **made
+    )
 
 
 USUAL = {"image_size": 256, "fit": "resize", "surface_tolerance": 2.0, "spacing": None}
@@ -265,23 +253,14 @@ def dataset(target: Any, /, *, name: str = "", config: type | None = None, **fac
         raise UsageError(f"dataset={found} exists already: give yours another name")
     where = f"dataset={found} of {Path(_file(target)).name}"
     options = options_of(target) if config is None else ()
-    common = {f.name for f in dataclasses.fields(DatasetConfig)}
-    if config is None:
-        if _takes_tensor(target):
-            raise UsageError(f"{target.__name__}: write its parameters after a *, as options, or give config=")
-        if taken := [option.name for option in options if option.name in common]:
-            raise UsageError(f"{target.__name__}: every data set has an option {taken[0]}: give yours another name")
-        fields = [(o.name, Annotated[o.type, o.range, o.choices], REQUIRED) for o in options]
-        kind = dataclasses.make_dataclass(f"{found}_config", fields, bases=(DatasetConfig,))
-    elif not (dataclasses.is_dataclass(config) and issubclass(config, DatasetConfig)):
-        raise UsageError(f"config={config.__name__} must be a dataclass that extends DatasetConfig")
-    else:
-        kind = config
-    if unknown := facts.keys() - {f.name for f in dataclasses.fields(kind)}:
+    kind: Any = config or _config_of(target, found, options)
+    if not issubclass(kind, DatasetConfig):
+        raise UsageError(f"config={kind.__name__} must be a dataclass that extends DatasetConfig")
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    if unknown := facts.keys() - defaults:
         raise UsageError(f"{min(unknown)} is neither a fact nor an option of a data set")
-    stated = {f.name for f in dataclasses.fields(kind) if f.default is not REQUIRED}
     usual: dict[str, Any] = {"adapter": found, "name": found, **USUAL, **{o.name: o.default for o in options}}
-    preset = kind(**({key: value for key, value in usual.items() if key not in stated} | facts))
+    preset = kind(**({key: value for key, value in usual.items() if defaults.get(key) is REQUIRED} | facts))
     try:
         OmegaConf.structured(preset)
     except OmegaConfBaseException as error:
@@ -297,6 +276,17 @@ def dataset(target: Any, /, *, name: str = "", config: type | None = None, **fac
         return result
 
     ADAPTERS.add(found, Adapter(found, kind, opened, _summary(target), preset=preset))
+
+
+def _config_of(target: Any, name: str, options: Sequence[Option]) -> type:
+    """The dataclass with the options of a function that returns pairs."""
+    if _takes_tensor(target):
+        raise UsageError(f"{target.__name__}: write its parameters after a *, as options, or give config=")
+    common = {field.name for field in dataclasses.fields(DatasetConfig)}
+    if taken := [option.name for option in options if option.name in common]:
+        raise UsageError(f"{target.__name__}: every data set has an option {taken[0]}: give yours another name")
+    fields = [(o.name, Annotated[o.type, o.range, o.choices], REQUIRED) for o in options]
+    return dataclasses.make_dataclass(f"{name}_config", fields, bases=(DatasetConfig,))
 
 
 @contextmanager
@@ -335,9 +325,7 @@ def _add_optim(
     registry: Registry[Entry], takes: tuple[str, ...], target: Any, name: str, facts: dict[str, Any]
 ) -> None:
     check_parameters(target, takes)
-    stated = {"formula": _summary(target), "source": _source(target)} | facts
-    made = {"name": _named(target, name), "function": target, "options": options_of(target)}
-    _add(registry, Entry, target, stated, **made)
+    _add(registry, Entry, target, facts, name=_named(target, name), function=target, options=options_of(target))
 
 
 @_decorator

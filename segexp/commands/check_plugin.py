@@ -1,11 +1,10 @@
 """`segexp check-plugin FILE`: hold the entries of a plugin to the checks that the built-in entries pass."""
 
 import contextlib
+import functools
 import itertools
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from segexp.commands import Parser
 from segexp.errors import DONE, FAILED, UsageError, first_line
@@ -35,6 +34,8 @@ def command(words: Sequence[str]) -> int:
 
     from segexp.records.formatting import json_table, pluralize, text_table
     from segexp.registry import REGISTRIES, nearest, plugins
+    from segexp.running.entry_check import checked
+    from segexp.running.part_check import CHECKS
 
     rows = []
     with contextlib.redirect_stdout(sys.stderr):  # what the plugin prints is no part of the results
@@ -43,13 +44,13 @@ def command(words: Sequence[str]) -> int:
         entries = [(r.group, name, r[name]) for r in REGISTRIES for name in r.origins if r.origins[name] == plugin.name]
         chosen = [entry for entry in entries if options.entry in (None, entry[1])]
         if not chosen:
-            names = [name for _, name, _ in entries]
-            wrong = f"--entry {options.entry}: {options.plugin} has no such entry"
-            raise UsageError(wrong + nearest(options.entry, names))
+            near = nearest(options.entry, [name for _, name, _ in entries])
+            raise UsageError(f"--entry {options.entry}: {options.plugin} has no such entry{near}")
         with tqdm(unit="check", disable=None, leave=False) as bar:
             for group, name, entry in chosen:
                 bar.set_description(name)
-                for check in _checked(group, entry, [f"{os.sep}{file}" for file in plugin.files]):
+                time = [("time", functools.partial(_time, name))] if group == "hidden_activation" else []
+                for check in checked(itertools.chain(CHECKS[group](entry), time), plugin.paths):
                     row = {"entry": f"{group}={name}", "check": check.name}
                     rows.append(row | {"result": check.result, "detail": check.detail})
                     bar.update()
@@ -60,14 +61,6 @@ def command(words: Sequence[str]) -> int:
         for row in failed:
             print("  {entry}, {check}: {detail}".format(**row))
     return FAILED if failed else DONE
-
-
-def _checked(group: str, entry: Any, files: Sequence[str]) -> Iterator[Any]:
-    from segexp.running.entry_check import checked
-    from segexp.running.part_check import CHECKS
-
-    time = [("time", lambda: _time(entry.name))] if group == "hidden_activation" else []
-    return checked(itertools.chain(CHECKS[group](entry), time), files)
 
 
 def _time(name: str) -> str:

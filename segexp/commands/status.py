@@ -17,7 +17,7 @@ from typing import Any
 from segexp.commands import Parser
 from segexp.errors import DONE
 from segexp.records.formatting import duration, size, text_table
-from segexp.records.plugins import kept_plugins
+from segexp.records.plugins import kept_plugins, recorded_plugins
 from segexp.records.runs import STATES, Run, Study, progress_of, runs_in, shown_state, studies_in
 
 CONTINUABLE = ("stale", "interrupted", "failed")
@@ -153,8 +153,7 @@ def _of_run(run: Run) -> dict[str, Any]:
 
 
 def _plugins(run: Run) -> dict[str, str | None]:
-    kept, used = kept_plugins(run.plugins, run.path), run.plugins
-    return {str(name): kept.get(str(name)) for name in used} if isinstance(used, Mapping) else {}
+    return dict.fromkeys(recorded_plugins(run.plugins)) | kept_plugins(run.plugins, run.path)
 
 
 def _eta(runs: list[dict[str, Any]]) -> float | None:

@@ -20,17 +20,20 @@ def _hashes(plugin: Plugin) -> dict[str, str]:
     return {file: hashlib.sha256(content).hexdigest() for file, content in plugin.files.items()}
 
 
+def recorded_plugins(recorded: Any) -> dict[str, Mapping[str, Any]]:
+    """Plugin -> what is recorded of it. recorded: as in `check_plugins`, or anything else."""
+    found = recorded.items() if isinstance(recorded, Mapping) else ()
+    return {str(name): facts if isinstance(facts, Mapping) else {} for name, facts in found}
+
+
 def plugins_record(used: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """The entry ``plugins`` of run.json and of a planned run. used: name of a plugin -> its entries, as "loss=mine"."""
-    return {
-        name: {
-            "sha256": LOADED[name].sha256,
-            "given": Path(LOADED[name].given).name,
-            "files": _hashes(LOADED[name]),
-            "entries": list(entries),
-        }
-        for name, entries in used.items()
-    }
+    found = {}
+    for name, entries in used.items():
+        plugin = LOADED[name]
+        given, files = Path(plugin.given).name, _hashes(plugin)
+        found[name] = {"sha256": plugin.sha256, "given": given, "files": files, "entries": list(entries)}
+    return found
 
 
 def plugin_lines(used: Mapping[str, Sequence[str]]) -> list[str]:
@@ -43,8 +46,8 @@ def versions_of(recorded: Any) -> dict[str, str]:
     """Entry, as "loss=mine" -> version of its plugin, the beginning of the hash. recorded: as in `check_plugins`."""
     return {
         str(entry): str(facts.get("sha256"))[:8]
-        for facts in (recorded.values() if isinstance(recorded, Mapping) else ())
-        if isinstance(facts, Mapping) and isinstance(facts.get("entries"), list)
+        for facts in recorded_plugins(recorded).values()
+        if isinstance(facts.get("entries"), list)
         for entry in facts["entries"]
     }
 
@@ -53,20 +56,19 @@ def kept_plugins(recorded: Any, run_dir: Path) -> dict[str, str]:
     """Plugin -> what names it again: the copy that the run keeps, or the entry point of an installed package; none
     where there is no copy. recorded: as in `check_plugins`."""
     found = {}
-    for name, facts in recorded.items() if isinstance(recorded, Mapping) else ():
-        files = facts.get("files") if isinstance(facts, Mapping) else None
-        copy = run_dir / PLUGINS / str(name) / str(next(iter(files), "") if isinstance(files, Mapping) else "")
-        given = facts.get("given") if files else None
-        if isinstance(given, str) and not given.endswith(".py"):
-            found[str(name)] = given
+    for name, facts in recorded_plugins(recorded).items():
+        files, given = facts.get("files"), facts.get("given")
+        copy = run_dir / PLUGINS / name / str(next(iter(files), "") if isinstance(files, Mapping) else "")
+        if files and isinstance(given, str) and not given.endswith(".py"):
+            found[name] = given
         elif os.path.isfile(copy) and copy.resolve().is_relative_to((run_dir / PLUGINS).resolve()):
-            found[str(name)] = str(copy)
+            found[name] = str(copy)
     return found
 
 
 def lacks_plugins(recorded: Any) -> bool:
     """Whether a plugin that a run used is not loaded. recorded: as in `check_plugins`."""
-    return isinstance(recorded, Mapping) and any(str(name) not in LOADED for name in recorded)
+    return not recorded_plugins(recorded).keys() <= LOADED.keys()
 
 
 def check_plugins(recorded: Any, run_dir: Path) -> None:
@@ -75,11 +77,10 @@ def check_plugins(recorded: Any, run_dir: Path) -> None:
     recorded: the entry ``plugins`` of the run's record, or of the plan of a pending run.
     """
     kept = kept_plugins(recorded, run_dir)
-    for name, found in recorded.items() if isinstance(recorded, Mapping) else ():
-        facts = found if isinstance(found, Mapping) else {}
-        entries, given = ", ".join(versions_of({name: found})) or "an entry", facts.get("given")
-        given = given if isinstance(given, str) else str(name)
-        loaded, again, shown = LOADED.get(str(name)), kept.get(str(name), ""), shlex.quote(given)
+    for name, facts in recorded_plugins(recorded).items():
+        entries, given = ", ".join(versions_of({name: facts})) or "an entry", facts.get("given")
+        given = given if isinstance(given, str) else name
+        loaded, again, shown = LOADED.get(name), kept.get(name, ""), shlex.quote(given)
         flag = f"--plugin {shlex.quote(again)} (in Python: segexp.use_plugins({json.dumps(again)}))"
         copy = f", or name the copy that the run keeps: {flag}" if again not in ("", given) else ""
         if loaded is None:

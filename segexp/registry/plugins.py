@@ -17,6 +17,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,11 @@ class Plugin:
         """Name of a module -> its file."""
         own = next(iter(self.files))
         return {self.module if file == own else _module_of(file): file for file in self.files}
+
+    @property
+    def paths(self) -> list[str]:
+        """Where its files are."""
+        return [str(self.root / file) for file in self.files]
 
     @property
     def is_installed(self) -> bool:
@@ -91,7 +97,7 @@ def given() -> dict[str, str]:
 def in_plugin(error: BaseException) -> str:
     """One line for an exception in the code of a loaded plugin, "" for any other."""
     for plugin in LOADED.values():
-        if where := line_in(error, [str(plugin.root / file) for file in plugin.files]):
+        if where := line_in(error, plugin.paths):
             more = f"`segexp check-plugin {shlex.quote(plugin.given)}` says more"
             return f"{where}: {type(error).__name__}: {first_line(error)}; {more}"
     return ""
@@ -110,12 +116,10 @@ def no_exit() -> Iterator[None]:
     except (Exception, KeyboardInterrupt):
         raise
     except BaseException as error:
-        where = line_in(error, [str(plugin.root / file) for plugin in LOADED.values() for file in plugin.files])
-        innermost = error.__traceback__
-        while innermost is not None and innermost.tb_next is not None:
-            innermost = innermost.tb_next
+        where = line_in(error, [path for plugin in LOADED.values() for path in plugin.paths])
+        *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
         # A launcher's signal handler may interrupt the plugin's code to end the process.
-        if not where or (innermost and "submitit" in innermost.tb_frame.f_code.co_filename):
+        if not where or "submitit" in innermost.f_code.co_filename:
             raise
         raise UsageError(f"{where}: {type(error).__name__}: a plugin must not end the process") from error
 
@@ -263,7 +267,8 @@ def _find_imports(path: Path, root: Path, top: str, seen: dict[Path, None]) -> N
             module = _resolved("." * node.level + (node.module or ""), package)
             names = [module, *(f"{module}.{alias.name}".lstrip(".") for alias in node.names)]
         elif isinstance(node, ast.Call) and re.search(r"\b(import_module|__import__)$", ast.unparse(node.func)):
-            names = [_resolved(ast.literal_eval(one), package) for one in node.args[:1] if _is_text(one)]
+            first = [one.value for one in node.args[:1] if isinstance(one, ast.Constant)]
+            names = [_resolved(value, package) for value in first if isinstance(value, str)]
         for name in names:
             _find_modules(name, root, top, seen)
 
@@ -278,10 +283,6 @@ def _find_modules(name: str, root: Path, top: str, seen: dict[Path, None]) -> No
         if found and found not in seen:
             seen[found] = None
             _find_imports(found, root, top, seen)
-
-
-def _is_text(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def _resolved(module: str, package: tuple[str, ...]) -> str:
@@ -318,16 +319,16 @@ def _load(plugin: Plugin) -> None:
     if plugin.name in LOADED:
         raise UsageError(f"--plugin {plugin.given}: {LOADED[plugin.name].given} has the same name: rename one of them")
     _check_names(plugin)
+    _forget(plugin)
     LOADED[plugin.name] = plugin
     try:
-        _drop_modules(plugin)
         with adding_for(plugin.name):
             _import_untouched(plugin)
         if not any(plugin.name in registry.origins.values() for registry in REGISTRIES):
             raise UsageError(f"--plugin {plugin.given} registers nothing: use the decorators of segexp.plugin")
     except BaseException as error:
         _forget(plugin)
-        where = line_in(error, [str(plugin.root / file) for file in plugin.files])
+        where = line_in(error, plugin.paths)
         if isinstance(error, UsageError):
             raise UsageError(f"{where}: {error}" if where else str(error)) from error
         if isinstance(error, Exception | SystemExit):
@@ -377,11 +378,10 @@ def _import_untouched(plugin: Plugin) -> None:
                     registry[name] = entry
     if changed:
         raise UsageError(f"--plugin {plugin.given} changes {', '.join(changed)}, and with it runs that do not use it")
-    own = {str(plugin.root / file) for file in plugin.files}
     for name in set(sys.modules) - modules - set(plugin.modules):
         file = getattr(sys.modules[name], "__file__", None) or ""
-        foreign = name.partition(".")[0] in _NOT_OWN or re.search(r"[\\/](site|dist)-packages[\\/]", file)
-        if file and file not in own and not foreign and _is_below(file, plugin.root):
+        foreign = name.partition(".")[0] in _NOT_OWN or _is_installed_file(file)
+        if file and file not in plugin.paths and not foreign and _is_below(file, plugin.root):
             del sys.modules[name]
             cure = "import it by its path from the plugin's folder, as in `from folder import module`"
             raise UsageError(f"--plugin {plugin.given} imports {file}, which its hash does not cover: {cure}")
@@ -391,21 +391,24 @@ def _is_below(path: str, folder: Path) -> bool:
     return Path(path).resolve().is_relative_to(folder.resolve())
 
 
+def _is_installed_file(path: str) -> bool:
+    return re.search(r"[\\/](site|dist)-packages[\\/]", path) is not None
+
+
 def _check_names(plugin: Plugin) -> None:
     """Raise UsageError where a module of the plugin would take the name of another one, in use or installed."""
     for module, file in plugin.modules.items():
         name, ours = module.partition(".")[0], plugin.root / file
-        owner = next((p for p in LOADED.values() if p.root != plugin.root and name in p.modules), None)
         other: str | None = None
-        if owner is not None:
+        if owner := next((p for p in LOADED.values() if p.root != plugin.root and name in p.modules), None):
             other = str(owner.root / owner.modules[name])
         elif name in sys.stdlib_module_names:
             other = "Python's own module"
         elif not plugin.is_installed:
             spec = getattr(sys.modules.get(name), "__spec__", None) or _elsewhere(name)
             other = spec.origin if spec is not None else None
-            in_use = name in sys.modules or re.search(r"[\\/](site|dist)-packages[\\/]", other or "")
-            if not in_use or (other and Path(other).resolve().is_relative_to(plugin.root.resolve())):
+            in_use = name in sys.modules or _is_installed_file(other or "")
+            if not in_use or (other and _is_below(other, plugin.root)):
                 other = None
         if other:
             raise UsageError(f"--plugin {plugin.given}: {ours} has the same name as {other}: rename it")
@@ -456,19 +459,12 @@ sys.meta_path.insert(0, _Finder)
 
 def _is_running(plugin: Plugin) -> bool:
     """Whether a function of the plugin's files waits for what is being imported."""
-    files, frame = {str(plugin.root / file) for file in plugin.files}, sys._getframe()
-    while frame is not None and frame.f_code.co_filename not in files:
-        frame = frame.f_back  # type: ignore[assignment]
-    return frame is not None
-
-
-def _drop_modules(plugin: Plugin) -> None:
-    for name in plugin.modules:
-        sys.modules.pop(name, None)
+    return any(frame.f_code.co_filename in plugin.paths for frame, _ in traceback.walk_stack(None))
 
 
 def _forget(plugin: Plugin) -> None:
     LOADED.pop(plugin.name, None)
-    _drop_modules(plugin)
+    for name in plugin.modules:
+        sys.modules.pop(name, None)
     for registry in REGISTRIES:
         registry.remove_plugin(plugin.name)

@@ -85,9 +85,13 @@ MANY_OPTIONS = ("dice_ce", "focal_tversky")
 """Losses with the most combinations of options, of parts whose own are tested by default: these are left to CI."""
 
 
-def slow_where_many(losses: Iterable[str]) -> list[Any]:
-    """Losses as parameters, those of `MANY_OPTIONS` marked slow."""
-    return [pytest.param(loss, marks=[pytest.mark.slow] * (loss in MANY_OPTIONS)) for loss in losses]
+def with_modes(losses: Iterable[str]) -> pytest.MarkDecorator:
+    """Each loss in every mode. By default in one, in turn, and not `MANY_OPTIONS`; the rest is slow."""
+    usual = {loss: ALL_MODES[n % len(ALL_MODES)] for n, loss in enumerate(LOSSES)}
+    return pytest.mark.parametrize(("loss", "mode"), [
+        pytest.param(loss, mode, marks=[pytest.mark.slow] * (loss in MANY_OPTIONS or mode != usual[loss]))
+        for loss in losses for mode in ALL_MODES
+    ])  # fmt: skip
 
 
 OVERLAPS = [dice, jaccard, generalized_dice, tversky, focal_tversky, log_cosh_dice, lovasz, dice_plus_plus, mcc]
@@ -581,8 +585,7 @@ def test_every_loss_has_a_reference() -> None:
     assert set(LOSSES) == set(REFERENCES)
 
 
-@pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("loss", slow_where_many(LOSSES))
+@with_modes(LOSSES)
 def test_definition_under_every_option(loss: str, mode: HeadMode) -> None:
     for activation in (*LINKS, "identity"):
         if not fits(OUTPUT_ACTIVATIONS[activation], LOSSES[loss], mode):
@@ -646,8 +649,7 @@ def test_gradient_is_that_of_the_value(activation: str, loss: str, mode: HeadMod
     )
 
 
-@pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("loss", slow_where_many(WITH_OPTIONS))
+@with_modes(WITH_OPTIONS)
 def test_gradient_is_that_of_the_value_under_every_option(loss: str, mode: HeadMode) -> None:
     """Every option, and every two of them, off their defaults; all of them together have their value checked above."""
     target = mixed_target(mode)[1:3, :3, :2]
@@ -701,16 +703,25 @@ def test_nothing_to_learn_from_is_zero(activation: str, loss: str, mode: HeadMod
         assert (gradient == 0).all()
 
 
-@in_every_mode
-def test_constant_targets(activation: str, loss: str, mode: HeadMode) -> None:
-    """Masks that are all background, or all one class, under every option where there are some."""
+def check_constant_targets(activation: str, loss: str, mode: HeadMode, options: dict[str, Any]) -> None:
     logits = random_logits(mode, 2, torch.float32)
     for constant in range(NUM_CLASSES[mode]):
-        for options in option_sets(loss, mode) if activation == "sigmoid" and loss not in MANY_OPTIONS else ({},):
-            target = torch.full((2, 4, 5), constant)
-            value, gradient = loss_and_gradient(activation, loss, mode, logits, target, **options)
-            assert value.isfinite()
-            assert gradient.isfinite().all()
+        target = torch.full((2, 4, 5), constant)
+        value, gradient = loss_and_gradient(activation, loss, mode, logits, target, **options)
+        assert value.isfinite(), options
+        assert gradient.isfinite().all(), options
+
+
+@in_every_mode
+def test_constant_targets(activation: str, loss: str, mode: HeadMode) -> None:
+    """Masks that are all background, or all one class."""
+    check_constant_targets(activation, loss, mode, {})
+
+
+@with_modes(WITH_OPTIONS)
+def test_constant_targets_under_every_option(loss: str, mode: HeadMode) -> None:
+    for options in option_sets(loss, mode):
+        check_constant_targets("sigmoid", loss, mode, options)
 
 
 @in_every_mode
@@ -812,8 +823,7 @@ def test_extreme_logits(activation: str, loss: str, mode: HeadMode) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("loss", LOSSES)
+@with_modes(LOSSES)
 def test_no_pixel_of_a_class_is_likely(loss: str, mode: HeadMode, dtype: torch.dtype) -> None:
     """All probabilities of a class, or all of their complements, underflow together: the images have an object, and
     the logits one size."""
@@ -857,8 +867,7 @@ def test_gradients_that_no_scale_brings_into_fp16_are_declared(name: str) -> Non
     assert all(11 < x < 25 for x in infinite.values()), infinite
 
 
-@pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("loss", slow_where_many(WITH_OPTIONS))
+@with_modes(WITH_OPTIONS)
 def test_extreme_logits_under_every_option(loss: str, mode: HeadMode) -> None:
     logits, target = extreme_case(mode, 1e6)
     for options in option_sets(loss, mode):
@@ -906,8 +915,7 @@ SETS_ONLY = ["lovasz", "mcc", "boundary", "hausdorff_dt", "skeleton_recall", "cl
 SOFT = [name for name in LOSSES if name not in (*SETS_ONLY, "sum")]
 
 
-@pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("loss", SOFT)
+@with_modes(SOFT)
 def test_soft_labels_follow_the_definition(loss: str, mode: HeadMode) -> None:
     logits, soft = random_logits(mode, 3), soft_labels(mode, 3)
     prediction = predict("sigmoid", mode, logits)
@@ -922,8 +930,7 @@ EXACT = ["dice", "jaccard", "generalized_dice", "tversky", "focal_tversky", "log
 """Overlaps that are perfect at p = y for soft labels, too."""
 
 
-@pytest.mark.parametrize("mode", ALL_MODES)
-@pytest.mark.parametrize("loss", EXACT)
+@with_modes(EXACT)
 def test_overlaps_are_least_where_the_prediction_is_the_soft_label(loss: str, mode: HeadMode) -> None:
     soft = soft_labels(mode, 3)[1:]
     best = soft.nan_to_num(0.5).log() if mode == "softmax" else torch.logit(soft.nan_to_num(0.5))
@@ -1097,7 +1104,11 @@ EAGER = [(a, "mse", "softmax" if a == "taylor_softmax" else "binary") for a in O
 EAGER += [("sigmoid" if name == "matching" else "arctan", name, "softmax") for name in LOSSES]
 """Every activation with one loss, and every loss with one activation; without the gradient, a few kinds of each."""
 
-TRACED = [p.values for p in PAIRS if p.values[1] in ("ce", "dice", "matching") and p.values[2] != "independent"]
+TRACED = [
+    pair.values
+    for pair in PAIRS
+    if pair.values[1:] in {("ce", "binary"), ("dice", "softmax"), ("matching", "binary"), ("matching", "softmax")}
+]
 """Every activation with a loss of log-odds, one of probabilities and one with a gradient of its own."""
 
 

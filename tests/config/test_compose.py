@@ -153,11 +153,18 @@ def needs(group: str, name: str) -> list[str]:
     return overrides
 
 
+def with_options(group: str) -> list[str]:
+    """Members that `test_every_option_can_be_set` composes."""
+    return [name for name, entry in CODE_GROUPS[group].items() if entry.options]
+
+
 def named(group: str, name: str) -> list[str]:
     return [f"{group}={name}", *(["loss.terms={dice: 1, ce: 1}"] if name == "sum" else []), *needs(group, name)]
 
 
-@pytest.mark.parametrize(("group", "name"), [(g, n) for g in CODE_GROUPS for n in names_in(g)])
+@pytest.mark.parametrize(("group", "name"), [
+    pytest.param(g, n, marks=[pytest.mark.slow] * (n in with_options(g))) for g in CODE_GROUPS for n in names_in(g)
+])  # fmt: skip
 def test_every_catalogue_name_composes(group: str, name: str) -> None:
     canonical, options = alias_target(group, name)
     chosen = getattr(together(group, name, names_in, named), group)
@@ -201,10 +208,6 @@ def other_values(group: str, name: str) -> dict[str, Any]:
 def set_otherwise(group: str, name: str) -> list[str]:
     given = [f"{group}.{key}={quoted(value)}" for key, value in other_values(group, name).items()]
     return [f"{group}={name}", *given, *needs(group, name)]
-
-
-def with_options(group: str) -> list[str]:
-    return [name for name, entry in CODE_GROUPS[group].items() if entry.options]
 
 
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g in CODE_GROUPS for n in with_options(g)])

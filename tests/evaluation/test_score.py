@@ -39,6 +39,17 @@ SOME: list[tuple[str, HeadMode]] = [("arctan", "binary"), ("sigmoid", "softmax")
 THRESHOLDED = [case for case in CASES if case[1] != "softmax"]
 WITH_PROBABILITIES = [case for case in CASES if OUTPUT_ACTIVATIONS[case[0]].log_odds is not None]
 
+
+def in_turn(cases: Sequence[tuple[str, HeadMode]]) -> pytest.MarkDecorator:
+    """Each activation in every mode of the cases: by default in one, which takes turns, and the others are slow."""
+    modes: dict[str, list[HeadMode]] = {}
+    for name, mode in cases:
+        modes.setdefault(name, []).append(mode)
+    usual = [(name, found[n % len(found)]) for n, (name, found) in enumerate(modes.items())]
+    together = [pytest.param(*case, marks=[pytest.mark.slow] * (case not in usual)) for case in cases]
+    return pytest.mark.parametrize(("activation", "mode"), together)
+
+
 IMAGE_IDS = tuple(f"image {i:02d}" for i in range(20))
 GROUP_IDS = tuple(["p", "p", "", "q", "q", "", "p", "", "r", "q"] * 2)
 
@@ -239,7 +250,7 @@ def same(found: Any, wanted: Any, tolerance: float = 1e-12) -> bool:
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("activation", "mode"), CASES)
+@in_turn(CASES)
 def test_image_rows(activation: str, mode: HeadMode, tmp_path: Path) -> None:
     of = scene(activation, mode)
     scores = scored_split(of)
@@ -295,7 +306,7 @@ def clipped_share(of: Scene) -> float:
     return float(outside[of.target != IGNORE].double().mean())
 
 
-@pytest.mark.parametrize(("activation", "mode"), CASES)
+@in_turn(CASES)
 def test_summary(activation: str, mode: HeadMode) -> None:
     of = scene(activation, mode)
     fitted = fitted_on(of)
@@ -369,7 +380,7 @@ def test_both_empty_one_reaches_the_summary_and_the_thresholds() -> None:
     assert wanted != pytest.approx(scored_split(of).summary["dice"], abs=1e-3)
 
 
-@pytest.mark.parametrize(("activation", "mode"), WITH_PROBABILITIES)
+@in_turn(WITH_PROBABILITIES)
 def test_bin_rows(activation: str, mode: HeadMode) -> None:
     of = scene(activation, mode)
     fitted = replace(fitted_on(of), temperature=1.7)
@@ -400,7 +411,7 @@ def test_bin_rows(activation: str, mode: HeadMode) -> None:
                 assert same([(row["bin"], row["n"], row["sum_p"], row["sum_y"]) for row in chosen], wanted, 1e-10)
 
 
-@pytest.mark.parametrize(("activation", "mode"), THRESHOLDED)
+@in_turn(THRESHOLDED)
 def test_threshold_rows_count_evidence_above_them(activation: str, mode: HeadMode) -> None:
     of, val = scene(activation, mode), scene(activation, mode, seed=5)
     scores = scored_split(of, fitted_on(val))
@@ -450,7 +461,7 @@ def test_temperature_comes_from_valid_pixels_bounded_and_evenly_spaced(
     assert 20 < len(wanted) <= 60
 
 
-@pytest.mark.parametrize(("activation", "mode"), THRESHOLDED)
+@in_turn(THRESHOLDED)
 def test_tuned_threshold_never_looks_at_the_test_split(activation: str, mode: HeadMode) -> None:
     """Two test splits of which one wants another threshold: the one from validation is applied to both."""
     val, test = scene(activation, mode, seed=1), scene(activation, mode, seed=2)
@@ -470,7 +481,7 @@ def test_tuned_threshold_never_looks_at_the_test_split(activation: str, mode: He
     assert best_threshold(scores[0]) != best_threshold(scores[1]), "each split alone would choose its own"
 
 
-@pytest.mark.parametrize(("activation", "mode"), THRESHOLDED)
+@in_turn(THRESHOLDED)
 def test_tuned_threshold_is_the_best_on_validation(activation: str, mode: HeadMode) -> None:
     """Logits shifted down by 3 want a threshold below 0, and lose nothing by it."""
     of = scene(activation, mode)
@@ -624,7 +635,7 @@ def epoch_of(of: Scene, policy: EmptyPolicy = "reference", loss: str = "mse", ba
     return epoch_scores(of.batches(batch_size), loss_of, units(), policy)
 
 
-@pytest.mark.parametrize(("activation", "mode"), CASES)
+@in_turn(CASES)
 def test_epoch_scores_are_those_of_the_split(activation: str, mode: HeadMode) -> None:
     of = scene(activation, mode)
     for policy in ("reference", "both_empty_one"):

@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import operator
 import os
+import pkgutil
 import re
 import shlex
 import sys
@@ -70,7 +71,6 @@ LOADED: dict[str, Plugin] = {}
 
 
 def from_environment() -> list[str]:
-    """The plugins that SEGEXP_PLUGINS names."""
     return [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
 
 
@@ -205,8 +205,7 @@ def _read(given: str) -> Plugin:
             raise _no_file(given)
         files = {path.relative_to(root).as_posix(): path.read_bytes()}
         seen: dict[Path, None] = {}
-        for end in range(1, len(packages) + 1):
-            _find_modules(".".join(packages[:end]), root, "", seen)
+        _find_modules(".".join(packages), root, "", seen)
         _find_imports(path, root, "" if os.sep in given else module.partition(".")[0], seen)
         for own in seen:
             files.setdefault(own.relative_to(root).as_posix(), own.read_bytes())
@@ -256,10 +255,8 @@ def _find_imports(path: Path, root: Path, top: str, seen: dict[Path, None]) -> N
 
     top: the package that they belong to; "" for any.
     """
-    if path.suffix != ".py":
-        return
     package = path.parent.relative_to(root).parts
-    for node in ast.walk(_parsed(path)):
+    for node in ast.walk(_parsed(path)) if path.suffix == ".py" else ():
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -289,8 +286,7 @@ def _resolved(module: str, package: tuple[str, ...]) -> str:
     """A module that is named relative to a package, as ..other, by its whole name."""
     name = module.lstrip(".")
     level = len(module) - len(name)
-    above = package[: len(package) - level + 1] if level else ()
-    return ".".join([*above, *filter(None, [name])])
+    return ".".join([*(package[: len(package) - level + 1] if level else ()), *filter(None, [name])])
 
 
 def _file_of(base: Path) -> Path | None:
@@ -358,24 +354,21 @@ def _import_untouched(plugin: Plugin) -> None:
         found = {name: getattr(torch, reader)() for name, reader in _CALLS.items()}
         return found | {name: operator.attrgetter(name)(torch) for name in _PLACES}
 
-    before, built_in = settings(), [dict(registry) for registry in REGISTRIES]
+    before, built_in = settings(), [(registry, name, registry[name]) for registry in REGISTRIES for name in registry]
     modules, places = set(sys.modules), list(sys.path)
     try:
         importlib.import_module(plugin.module)
     finally:
         sys.path[:] = [place for place in sys.path if place in places or not _is_below(place, plugin.root)]
         changed = [f"torch.{name}" for name, value in settings().items() if value != before[name]]
-        for name, value in before.items():
-            if f"torch.{name}" in changed:
-                owner, _, last = name.rpartition(".")
-                getattr(torch, name)(value) if name in _CALLS else setattr(
-                    operator.attrgetter(owner)(torch) if owner else torch, last, value
-                )
-        for registry, entries in zip(REGISTRIES, built_in, strict=True):
-            for name, entry in entries.items():
-                if registry.get(name) is not entry:
-                    changed.append(f"{registry.group}={name}")
-                    registry[name] = entry
+        for full in list(changed):
+            owner, _, name = full.rpartition(".")
+            value, place = before[full.removeprefix("torch.")], pkgutil.resolve_name(owner)
+            getattr(torch, name)(value) if name in _CALLS else setattr(place, name, value)
+        for registry, name, entry in built_in:
+            if registry.get(name) is not entry:
+                changed.append(f"{registry.group}={name}")
+                registry[name] = entry
     if changed:
         raise UsageError(f"--plugin {plugin.given} changes {', '.join(changed)}, and with it runs that do not use it")
     for name in set(sys.modules) - modules - set(plugin.modules):

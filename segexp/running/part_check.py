@@ -103,11 +103,11 @@ def score(entry: Score) -> Checks:
             names = ["equal", "disjoint"]
             return np.ravel(own_scores([entry], names, masks_2NFHW, valid_NHW, p_NFHW)[entry.name])
 
-        first, second = values(), values()
-        if not np.array_equal(first, second, equal_nan=True):
+        equal, disjoint = first = values()
+        if not np.array_equal(first, values(), equal_nan=True):
             raise WrongError("equal masks give different values in two calls")
-        shown = f"{first[0]:.4g} for equal masks, {first[1]:.4g} for disjoint ones"
-        if (first[0] < first[1]) if entry.higher_is_better else (first[0] > first[1]):
+        shown = f"{equal:.4g} for equal masks, {disjoint:.4g} for disjoint ones"
+        if equal < disjoint if entry.higher_is_better else equal > disjoint:
             raise WrongError(f"stated higher_is_better={entry.higher_is_better}: {shown}")
         return shown
 

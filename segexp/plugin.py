@@ -208,8 +208,7 @@ def architecture(
     """
     found, parameters = _named(target, name), inspect.signature(target).parameters.values()
     asked = [p.name for p in parameters if p.name in COMMON]
-    plain = [p.name for p in parameters if p.name not in COMMON and p.kind is not p.KEYWORD_ONLY]
-    if plain:
+    if plain := [p.name for p in parameters if p.name not in COMMON and p.kind is not p.KEYWORD_ONLY]:
         wrong = f"{target.__name__}: {plain[0]} is none of {', '.join(COMMON)}"
         raise UsageError(f"{wrong}: write it after a *, as an option")
     encoder = "encoder_name" in asked

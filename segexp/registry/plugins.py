@@ -98,8 +98,8 @@ def in_plugin(error: BaseException) -> str:
     """One line for an exception in the code of a loaded plugin, "" for any other."""
     for plugin in LOADED.values():
         if where := line_in(error, plugin.paths):
-            more = f"`segexp check-plugin {shlex.quote(plugin.given)}` says more"
-            return f"{where}: {type(error).__name__}: {first_line(error)}; {more}"
+            what = f"{where}: {type(error).__name__}: {first_line(error)}"
+            return f"{what}; `segexp check-plugin {shlex.quote(plugin.given)}` says more"
     return ""
 
 

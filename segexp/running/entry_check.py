@@ -4,6 +4,7 @@ A check returns what it found, in words. It raises `WrongError` where the entry 
 segexp needs, and `NoteError` where the entry works and a fact about it should be stated. Everything runs on CPU.
 """
 
+import contextlib
 import copy
 import functools
 import math
@@ -161,8 +162,7 @@ def slope_at_zero(function_of: Callable[[torch.dtype], Function]) -> str:
 def check_finite(function_of: Callable[[torch.dtype], Function], size: float, dtypes: Sequence[torch.dtype]) -> str:
     """f and f' are finite for |x| <= size."""
     half = torch.tensor([0, 1e-4, 1e-2, 0.5, 1, 5, 20, 50, 88, 100, 300, 1e3, 1e4, 1e5, 1e6], dtype=torch.float64)
-    half = half[half <= size]
-    names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+    half, names = half[half <= size], [str(dtype).removeprefix("torch.") for dtype in dtypes]
     for dtype, name in zip(dtypes, names, strict=True):
         x = torch.cat([-half.flip(0), half]).to(dtype)[:, None, None, None]
         value, slope, *gradients = with_slope(function_of(dtype), x)
@@ -212,11 +212,9 @@ def hidden(entry: HiddenActivation) -> Checks:
             return f"overflows, as stated: {wrong}"
         return stated("overflows_fp16", entry.overflows_fp16, False, None) and found
 
-    swapped: list[str] = []
-
+    @functools.cache
     def in_network() -> str:
-        swapped.append(_swapped(entry, new, torch.nn.Conv2d(4, 1, 1)))
-        return swapped[0]
+        return _swapped(entry, new, torch.nn.Conv2d(4, 1, 1))
 
     untested = "" if entry.derivative == NOT_STATED else "; the text of derivative is not tested"
     yield "call", lambda: check_call(new())
@@ -230,7 +228,7 @@ def hidden(entry: HiddenActivation) -> Checks:
     yield "copy", lambda: _copied(new)
     yield "learnable", lambda: _learned(entry, new(torch.float64))
     yield "in a network", in_network
-    if swapped:
+    if in_network.cache_info().currsize:  # it did not fail
         yield "channels last", lambda: _channels_last(entry, new)
 
 
@@ -292,10 +290,9 @@ def ends_of(text: str) -> list[float | None]:
     ends: list[float | None] = []
     for end in text.strip("()[] ").rsplit(",", 1):
         above, _, below = end.replace("pi", repr(math.pi)).partition("/")
-        try:
-            ends.append(float(above) / float(below or 1))
-        except ValueError:
-            ends.append(None)
+        ends.append(None)
+        with contextlib.suppress(ValueError):
+            ends[-1] = float(above) / float(below or 1)
     if len(ends) != 2:
         raise WrongError(f"range={text} is not written as [low, high], with ( or ) where an end is not attained")
     return ends
@@ -382,9 +379,8 @@ class _Tokens(torch.nn.Sequential):
 
 
 def _channels_last(entry: HiddenActivation, make: Callable[..., torch.nn.Module]) -> str:
-    layers = _Tokens(torch.nn.Linear(4, 6), torch.nn.GELU(), torch.nn.Linear(6, 1))
     try:
-        return _swapped(entry, make, layers, sites=4)
+        return _swapped(entry, make, _Tokens(torch.nn.Linear(4, 6), torch.nn.GELU(), torch.nn.Linear(6, 1)), sites=4)
     except Exception as error:
         wrong = f"fails where channels are the last dimension, as in ConvNeXt ({first_line(error)})"
         raise NoteError(f"{wrong}: take channel_dim, their dimension") from error

@@ -19,7 +19,7 @@ import os
 import sys
 import textwrap
 import zlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -46,8 +46,8 @@ CHUNK = 25
 """Studies that share one stream of random numbers."""
 
 Rng = np.random.Generator
-Events = Mapping[str, bool | None]
-"""What happened in a study: question -> answer; None where the study does not count for the question."""
+Events = Mapping[str, float | None]
+"""What happened in a study: question -> answer (yes or no, or a number); None where the study does not count for it."""
 
 Bounds = tuple[float, float] | None
 """The least and the largest rate allowed. None: no procedure covers this; the rate is there to be known."""
@@ -79,12 +79,12 @@ def setting(name: str, required: Mapping[str, Bounds], study: Callable[..., Even
 
 @dataclass(frozen=True)
 class Row:
-    """What was counted: ``hits`` of ``n`` studies."""
+    """What was counted: ``hits`` of ``n`` studies (or a sum over them, so that ``rate`` is a mean)."""
 
     table: str
     setting: str
     what: str
-    hits: int
+    hits: float
     n: int
     required: Bounds
 
@@ -223,16 +223,24 @@ def heavy_study(rng: Rng, N: int, df: float) -> Events:
     return plain_study(rng, K=5, N=N, noise=partial(student, df=df))
 
 
-def ties_study(rng: Rng, N: int) -> Events:
+def ties(rng: Rng, A: int, K: int, N: int) -> np.ndarray:
     """Most images are nearly perfect, many exactly; some fail."""
-    scores = np.minimum(99 + points(rng, 6, 5, N, (0.3, 0.5, 1)) - 70, 100)
-    return alarms(runs_of(np.where(rng.random(scores.shape) < 0.02, rng.uniform(0, 50, scores.shape), scores)))
+    scores = np.minimum(99 + points(rng, A, K, N, (0.3, 0.5, 1)) - 70, 100)
+    return np.where(rng.random(scores.shape) < 0.02, rng.uniform(0, 50, scores.shape), scores)
+
+
+def ties_study(rng: Rng, N: int) -> Events:
+    return alarms(runs_of(ties(rng, 6, 5, N)))
+
+
+def empty_masks(rng: Rng, A: int, K: int, N: int) -> list[Run]:
+    held_NF = rng.random((N, 1)) < 0.3
+    held_NF[:3] = True  # some images must have a score
+    return runs_of(np.where(held_NF[:, 0], points(rng, A, K, N), np.nan), held_NF=held_NF)
 
 
 def empty_study(rng: Rng, N: int) -> Events:
-    held_NF = rng.random((N, 1)) < 0.3
-    held_NF[:3] = True  # some images must have a score
-    return alarms(runs_of(np.where(held_NF[:, 0], points(rng, 6, 5, N), np.nan), held_NF=held_NF))
+    return alarms(empty_masks(rng, 6, 5, N))
 
 
 def unequal_study(rng: Rng, N: int) -> Events:
@@ -240,19 +248,23 @@ def unequal_study(rng: Rng, N: int) -> Events:
     return alarms(r for r in runs if r.row["seed"] != "4" or r.row["config_activation_name"] == ARMS[0])
 
 
-def patients_study(rng: Rng, grouped: bool) -> Events:
+def patients(rng: Rng, A: int, K: int, grouped: bool = True) -> list[Run]:
     """20 patients of 1 to 30 slices; what an arm gains depends on the patient."""
     patient_N = np.repeat(np.arange(20), rng.integers(1, 31, 20))
-    scores = points(rng, 6, 5, len(patient_N), (USUAL[0], 0, USUAL[2]))
-    scores += rng.normal(0, USUAL[1], (6, 1, 20))[..., patient_N]
-    return alarms(runs_of(scores, [f"patient{p}" for p in patient_N] if grouped else ()))
+    scores = points(rng, A, K, len(patient_N), (USUAL[0], 0, USUAL[2]))
+    scores += rng.normal(0, USUAL[1], (A, 1, 20))[..., patient_N]
+    return runs_of(scores, [f"patient{p}" for p in patient_N] if grouped else ())
 
 
-def class_scores(rng: Rng, A: int, N: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (A, 5, N, 3) and where the classes are: the third in 20 % of the images, the others in 90 %."""
+def patients_study(rng: Rng, grouped: bool) -> Events:
+    return alarms(patients(rng, 6, 5, grouped))
+
+
+def class_scores(rng: Rng, A: int, N: int, K: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (A, K, N, 3) and where the classes are: the third in 20 % of the images, the others in 90 %."""
     held_NF = rng.random((N, 3)) < (0.9, 0.9, 0.2)
     held_NF[:2] = True
-    return np.where(held_NF, np.stack([points(rng, A, 5, N) for _ in range(3)], axis=-1), np.nan), held_NF
+    return np.where(held_NF, np.stack([points(rng, A, K, N) for _ in range(3)], axis=-1), np.nan), held_NF
 
 
 def classes_study(rng: Rng, N: int) -> Events:
@@ -352,11 +364,19 @@ def learners() -> list[Setting]:
     return [setting(names[folds], required, learned_study, J=J, K=K, folds=folds) for J, K, folds in sizes]
 
 
-def skewed_study(rng: Rng, N: int, share: float, loss: float, K: int = 5, of_seeds: bool = False) -> Events:
-    """The candidate loses on a share of the images (or seeds) and gains a little on the others, 0 on average."""
+def skewed(
+    rng: Rng, K: int, N: int, share: float, loss: float, of_seeds: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """The candidate loses on a share of the images (or seeds) and gains a little on the others, 0 on average. Returns
+    the scores, and which images (or seeds) lose."""
     scores = points(rng, 2, K, N, USUAL if of_seeds else STABLE)
     fails = rng.random((K, 1) if of_seeds else N) < share
     scores[1] += np.where(fails, -loss, loss * share / (1 - share))
+    return scores, fails
+
+
+def skewed_study(rng: Rng, N: int, share: float, loss: float, K: int = 5, of_seeds: bool = False) -> Events:
+    scores, fails = skewed(rng, K, N, share, loss, of_seeds)
     alarm = significant(compared(runs_of(scores)))
     return {ALL: alarm, SEEN: alarm if fails.any() else None}
 
@@ -497,13 +517,13 @@ TABLES: Mapping[str, Callable[[], list[Setting]]] = {
 # Counting and printing
 
 
-def count(made: Setting, entropy: Sequence[int], n: int) -> tuple[Counter[str], Counter[str]]:
-    """How often each question was answered with yes, and at all, in n studies."""
+def count(made: Setting, entropy: Sequence[int], n: int) -> tuple[dict[str, float], dict[str, float]]:
+    """How often each question was answered with yes (or the sum of its numbers), and at all, in n studies."""
     rng = np.random.default_rng(np.random.SeedSequence(entropy))
-    yes, answered = Counter[str](), Counter[str]()
+    yes, answered = defaultdict[str, float](float), defaultdict[str, float](float)
     for _ in range(n):
         for what, happened in made.study(rng, **made.options).items():
-            yes[what] += bool(happened)
+            yes[what] += happened or 0
             answered[what] += happened is not None
     return yes, answered
 
@@ -524,9 +544,9 @@ def rows_of(tables: Mapping[str, Sequence[Setting]], repetitions: int, seed: int
         rows = []
         for table, made in settings:
             counts = [next(found) for _ in chunks]
-            yes, answered = (sum((each[which] for each in counts), Counter[str]()) for which in (0, 1))
-            bounds = made.required.items()
-            rows += [Row(table, made.name, what, yes[what], answered[what], required) for what, required in bounds]
+            for what, required in made.required.items():
+                yes, answered = (sum(each[which].get(what, 0) for each in counts) for which in (0, 1))
+                rows.append(Row(table, made.name, what, yes, int(answered), required))
         return rows
 
 
@@ -556,28 +576,39 @@ def markdown(table: str, rows: Sequence[Row]) -> str:
             heading = what if len(of_what) > 1 else f"{what}, {next(iter(of_what))}"
             line[heading] = "".join(map(shown_rate, here)) + own
         lines.append(line)
-    title = textwrap.fill(f"**{table.capitalize()}.** {' '.join((TABLES[table].__doc__ or '').split())}", 140)
+    return titled(table, TABLES[table].__doc__, lines)
+
+
+def titled(table: str, says: str | None, lines: Sequence[Mapping[str, str]]) -> str:
+    title = textwrap.fill(f"**{table.capitalize()}.** {' '.join((says or '').split())}", 140)
     return f"{title}\n\n{markdown_table(lines)}"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES), metavar="TABLE")
+def main(
+    description: str | None = __doc__,
+    tables: Mapping[str, Callable[[], list[Setting]]] = TABLES,
+    shown: Callable[[str, Sequence[Row]], str] = markdown,
+    marks: tuple[str, str] = (BEGIN, END),
+) -> int:
+    """The command of a script. shown(table, rows): a table in Markdown; marks: around the tables in the page."""
+    parser = argparse.ArgumentParser(description=(description or "").split("\n", 1)[0])
+    parser.add_argument("--only", nargs="+", choices=list(tables), default=list(tables), metavar="TABLE")
     parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="studies of each setting")
     parser.add_argument("--quick", action="store_true", help=f"{REPETITIONS // 10} studies of each setting")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--write", action="store_true", help=f"put all tables into {PAGE.name}")
     asked = parser.parse_args()
-    if asked.write and asked.only != list(TABLES):
+    if asked.write and asked.only != list(tables):
         parser.error("--write puts all tables into the page: leave --only out")
     repetitions = REPETITIONS // 10 if asked.quick else asked.repetitions
-    rows = rows_of({table: TABLES[table]() for table in asked.only}, repetitions, asked.seed, asked.processes)
-    tables = [markdown(table, [row for row in rows if row.table == table]) for table in asked.only]
-    text = "\n\n".join([f"{repetitions} studies of each setting, seed {asked.seed}.", *tables])
+    rows = rows_of({table: tables[table]() for table in asked.only}, repetitions, asked.seed, asked.processes)
+    in_words = [shown(table, [row for row in rows if row.table == table]) for table in asked.only]
+    text = "\n\n".join([f"{repetitions} studies of each setting, seed {asked.seed}.", *in_words])
     if asked.write:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        (begin, end), page = marks, PAGE.read_text(encoding="utf-8")
+        before, _, rest = page.partition(begin)
+        PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
     else:
         print(text)
     failed = [row for row in rows if row.failed]

@@ -253,7 +253,7 @@ def test_loaded_network_pads_as_the_run_did(tmp_path: Path) -> None:
     summary = segexp.run({
         "dataset": "folder", "dataset.root": tmp_path / "data", "dataset.fit": "pad", "dataset.image_size": 64,
         "trainer.epochs": np.int64(1), "trainer.batch_size": 4, "trainer.device": "cpu", "outputs": tmp_path / "o",
-        "backbone.name": "tu-resnet18", "model.encoder_depth": 3, "model.decoder_channels": [16, 8, 8],
+        "backbone.name": "tu-test_resnet", "model.encoder_depth": 3, "model.decoder_channels": [16, 8, 8],
     })  # fmt: skip
     model = segexp.load(summary["run_dir"])
     maps = sorted((Path(summary["run_dir"]) / "predictions").iterdir())

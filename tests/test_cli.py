@@ -293,7 +293,7 @@ def test_a_dry_run_shows_the_run_and_writes_nothing(outputs: Path, capsys: Captu
     shown = yaml.safe_load(printed.out.partition("\nlesions:")[0])
     assert (shown["activation"]["name"], shown["dataset"]["number"]) == ("normal_cdf", 24)
     assert [text for text in ("14 train", "4 val", "6 test", "32 px") if text not in printed.out] == []
-    name = r"lesions-unet-tu_resnet18-native-normal_cdf-dice_ce-s0-\w{8}"
+    name = r"lesions-unet-tu_test_resnet-native-normal_cdf-dice_ce-s0-\w{8}"
     assert re.search(rf"{re.escape(str(outputs))}/default/{name}$", printed.out.strip())
     assert not outputs.exists()
 
@@ -312,7 +312,7 @@ def test_a_data_set_and_a_study_of_ones_own(outputs: Path, tmp_path: Path, capsy
     assert cli.main([*words, *(o for o in TINY if not o.startswith("dataset."))]) == 0
     printed = capsys.readouterr().out
     assert mentions(printed, "mine", "7 train", "2 val", "3 test", "sigmoid + dice")
-    assert f"{outputs}/margins/mine-unet-tu_resnet18-" in printed
+    assert f"{outputs}/margins/mine-unet-tu_test_resnet-" in printed
 
 
 def test_a_recorded_run_again(outputs: Path, tmp_path: Path, capsys: Captured) -> None:

@@ -161,7 +161,7 @@ def test_contributed_examples_work(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "unet_instancenorm/tu-resnet18, sigmoid_asinh + power_error" in done.stdout
+    assert "unet_instancenorm/tu-test_resnet, sigmoid_asinh + power_error" in done.stdout
 
 
 def test_contributed_hidden_activation_works(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,7 @@ def test_resolution_of_the_network(tmp_path: Path) -> None:
         mask[8:20, n : n + 12] = 255
     write_pairs(tmp_path, [(f"{n:02}.png", m * 0.5 + draw.integers(0, 60, m.shape), m) for n, m in enumerate(masks)])
     config = ["dataset=folder", f"dataset.root={tmp_path}", "dataset.image_size=64", "trainer.epochs=1"]
-    config += ["backbone.name=tu-resnet18", "model.encoder_depth=3", "model.decoder_channels=[16,8,8]"]
+    config += ["backbone.name=tu-test_resnet", "model.encoder_depth=3", "model.decoder_channels=[16,8,8]"]
     with_folder = segexp.run([*config, "trainer.batch_size=4", "trainer.device=cpu", f"outputs={tmp_path / 'o'}"])
     run_dir = Path(with_folder["run_dir"])
     native, network = (

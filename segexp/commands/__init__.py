@@ -26,6 +26,7 @@ COMMANDS = {
     "resume": "finish the runs of a study that are pending, interrupted or failed",
     "collect": "write the tables of all runs of a study to two files: runs.csv, images.csv",
     "report": "write one HTML page with the answer, figures, tables and sample images",
+    "decide": "train no more seeds than it takes to decide which arm is better",
     "tune": "find the learning rate of each arm on validation images, with an equal budget",
     "list": "list activations, losses, datasets, models, backbones, studies and more",
     "data": "check a data set before training; list or clear the cache of images that runs share",

@@ -160,9 +160,37 @@ def decided(intervals: Sequence[Interval], ropes: Sequence[float], higher_is_bet
     ]
 
 
-def analysed(D_KN: np.ndarray) -> Evidence:
-    """The evidence in differences of K seeds on N images, without looks."""
+def analysed(D_KN: np.ndarray, sizes: tuple[int, int] | None = None) -> Evidence:
+    """The evidence in differences of K seeds on N images, without looks; sizes: test and training images of splits,
+    where each seed has a split of its own."""
+    if sizes:
+        design = D_KN.mean(axis=1), *(np.full(len(D_KN), size) for size in sizes)
+        floor_se = stats.split_floor(*design)
+        floor = float(stats.noncentrality(stats.MOST) * floor_se)
+        return Evidence(stats.corrected_resampled(*design), len(D_KN), floor_se, floor)
     analysis = stats.two_way(D_KN)
     floor = stats.image_floor(analysis)
     floor_se = math.sqrt(analysis.var_image / analysis.n_images)
     return Evidence(analysis.interval, analysis.n_seeds, floor_se, 0.0 if math.isnan(floor) else floor)
+
+
+def simulated(
+    D_CKN: np.ndarray, looks: Sequence[int], rope: float, sizes: tuple[int, int] | None = None
+) -> tuple[int, list[Verdict]]:
+    """(runs, verdicts) of a sequential study of C candidates and their reference, from differences for the seeds of the
+    last look, where higher is better. sizes: as in `analysed`."""
+    n, C = len(looks), len(D_CKN)
+    share, within = shares(n), shares_within(n)
+    evidence, open_C, runs = [Evidence(stats.NO_TEST, 0)] * C, list(range(C)), 0
+    verdicts = [Verdict.NO_TEST] * C
+    for j, K in enumerate(looks):
+        runs += (K - (looks[j - 1] if j else 0)) * (len(open_C) + 1)
+        for c in open_C:
+            found = analysed(D_CKN[c, :K], sizes)
+            evidence[c] = replace(found, interval=at_look(found.interval, share[j], within[j]))
+        verdicts = decided([one.interval for one in evidence], [rope] * C, True)
+        standing = standings(evidence, verdicts, [rope] * C, looks[-1] if j < n - 1 else None, (share[-1], within[-1]))
+        open_C = [c for c in open_C if standing[c].state == "open"]
+        if not open_C:
+            break
+    return runs, verdicts

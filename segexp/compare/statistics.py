@@ -486,12 +486,12 @@ def by_runs(comparison: Comparison, gap: float, alpha: float) -> str:
         seeds = range_alone(interval, K, gap, alpha, K + 1)
         return f"{_about(seeds)} seeds, {have}" if seeds[0] < math.inf else f"more than {MOST} seeds"
     units = f"{comparison.each}s" if comparison.n_images == N else f"groups of {comparison.each}s"
-    low, high = seeds_range(_design(comparison, K), gap, alpha)
+    low, high = seeds_range(design_of(comparison, K), gap, alpha)
     if low < math.inf:
         # Power is a forecast: it may say that as many seeds as there are should have sufficed.
         return f"{_about((max(low, K + 1), max(high, K + 1)))} seeds, {have}"
     for times in (1, 2, 4, 8):
-        design = _design(comparison, times * K)
+        design = design_of(comparison, times * K)
         few, many = (images_needed(_with_variance(design, upper), gap, alpha) or math.inf for upper in (False, True))
         if few < math.inf:
             needed = f"{_about((few, many))} {units} with {times * K} seeds"
@@ -518,7 +518,7 @@ def by_datasets(interval: Interval, n_datasets: int, gap: float, alpha: float) -
     return f"{_about(needed)} data sets, there are {n_datasets}" if few else f"more than {MOST} data sets"
 
 
-def _design(comparison: Comparison, n_seeds: int) -> TwoWay:
+def design_of(comparison: Comparison, n_seeds: int) -> TwoWay:
     """The analysis of a design with ``n_seeds`` and the components of variance that were found."""
     seed, image, residual = (comparison.variance[part] for part in ("seed", "image", "residual"))
     N = len(comparison.units)

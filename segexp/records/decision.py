@@ -41,7 +41,7 @@ class Decision:
         """The columns look, look_share and look_share_within of a run."""
         for look in self.looks:
             if run_id in look["runs"]:
-                return {"look": str(look["look"]), **{f"look_{key}": repr(look[key]) for key in SHARES}}
+                return {"look": str(look["look"]), **{f"look_{key}": repr(float(look[key])) for key in SHARES}}
         return {"look": NONE}
 
 

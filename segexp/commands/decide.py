@@ -1,0 +1,229 @@
+"""`segexp decide`: which arm is better, with no more seeds than it takes."""
+
+import math
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segexp.commands import Overrides, Parser, add_config_dir, ignoring_closed_output, imported, log_to_terminal
+from segexp.errors import DONE, FAILED, UsageError
+from segexp.records.formatting import pluralize
+
+if TYPE_CHECKING:
+    from segexp.compare.result import Comparison, Metric
+    from segexp.config import LocalOptions
+    from segexp.records.decision import Decision
+    from segexp.sweep.decide import Arms, Found, Outcome, Question
+
+EPILOG = """\
+All arms get the seeds of the first look. After each look, arms that are decided (better, worse or equivalent) and arms
+that these seeds and images cannot decide get no more seeds; the others go on to the next look. All looks together give
+a false verdict in at most 5 % of studies: each has its own share of these 5 %, and Holm's adjustment is over all
+candidates of the start. A look is recorded in decision.json of the study before its result is shown; from then on
+`compare` and `report` use these shares, and the arms, looks, metric and rope cannot be changed.
+Use a study of its own (study.name=...). Repeat a command to continue after an interruption.
+
+examples:
+  segexp decide activation=sigmoid,arctan,normal_cdf loss=dice dataset=folder dataset.root=DIR --budget 8h
+  segexp decide activation=sigmoid,arctan loss=dice --tune study.name=tuned      (a learning rate for each arm first)
+  segexp decide hidden_activation=native,gelu,mish split.per_seed=true           (every seed draws its own split)
+  segexp decide activation=sigmoid,arctan loss=dice --dry-run                    (runs and hours to expect)
+"""
+
+
+def parser() -> Parser:
+    parser = Parser("decide", EPILOG)
+    add = parser.add_argument
+    add("overrides", nargs="+", metavar="key=value", help="arms and settings, as for train -m", complete=Overrides())
+    add("--metric", default="dice", metavar="NAME", complete=_metrics, help="the score that decides (default: dice)")
+    add("--reference", metavar="KEY=VALUE", help="the arm that the others are compared with (default: as in compare)")
+    rope = "negligible difference: in points for Dice (default: 1 point), else in the score's unit"
+    add("--rope", type=float, metavar="WIDTH", help=rope)
+    add("--looks", metavar="K,K", help="seeds at each look (default: 5,8,12,18,27)")
+    add("--max-seeds", type=int, metavar="K", help="seeds of the last look (default: 27)")
+    budget = "take the last look after so many hours (8h), runs (40runs) or hours of runs added up (16gpuh)"
+    add("--budget", metavar="AMOUNT", help=budget)
+    add("--tune", action="store_true", help="find a learning rate for each arm first, as `segexp tune` does")
+    add("--dry-run", action="store_true", help="show looks, shares, and the runs and hours to expect; train nothing")
+    add("-o", "--out", type=Path, metavar="FILE", help="the report (default: report.html in the study)")
+    add_config_dir(parser)
+    return parser
+
+
+def _metrics() -> list[str]:
+    return [score.name for score in imported("segexp.records.scores", "SCORES").values() if score.compared]
+
+
+def command(words: Sequence[str]) -> int:
+    options = parser().parse_intermixed_args(list(words))
+    log_to_terminal()
+
+    from segexp.config.compose import hydra_session, readable
+    from segexp.report.page import refuse_foreign
+    from segexp.sweep import local_options, print_plan
+    from segexp.sweep.decide import Budget, Question, arms_of, decide, deciding, tuned
+    from segexp.sweep.plan import base_of
+
+    question = Question(_looks(options), options.metric, options.rope, options.reference)
+    budget = None if options.budget is None else Budget.of(options.budget)
+    overrides = readable(options.overrides)
+    with hydra_session(options.config_dir, options.allow_env) as extra:
+        base = base_of(overrides, extra)
+        local = local_options(base)
+        arms = arms_of(overrides, extra, question)
+        report = options.out or arms.study / "report.html"
+        refuse_foreign(report)
+        if options.dry_run:
+            print_plan(arms.plan)
+            return _dry_run(arms, question, local)
+        with ignoring_closed_output():
+            if options.tune:
+                path = tuned(overrides, extra, base)
+                if path is None:
+                    return FAILED
+                overrides = [*overrides, f"tuned={path}"]
+                base, arms = base_of(overrides, extra), arms_of(overrides, extra, question)
+            print_plan(arms.plan)
+            with deciding(arms, question) as decision:
+                outcome = decide(arms, question, decision, base, extra, budget, _print_look)
+            return _print_end(outcome, arms, question, report)
+
+
+def _looks(options: Namespace) -> tuple[int, ...]:
+    """Seeds at each look. Raises UsageError."""
+    from segexp.compare.sequential import LOOKS
+
+    text, most = options.looks or ",".join(map(str, LOOKS)), options.max_seeds
+    looks = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if looks[0] < FEWEST or looks != sorted(set(looks)):
+        raise UsageError(f"--looks {text}: whole numbers that increase, the first {FEWEST} or more, as in 5,8,12")
+    if most is None:
+        return tuple(looks)
+    if most < looks[0] or options.looks:
+        raise UsageError(f"--max-seeds {most}: {looks[0]} or more, and without --looks, whose last number it would be")
+    return (*(k for k in looks if k < most), most)
+
+
+FEWEST = 3
+"""Seeds without which there is no test."""
+
+STATES = {
+    "open": "open",
+    "untested": "without a test",
+    "images": "not decidable on these images",
+    "seeds": "not decidable with these seeds",
+}
+
+
+def _print_look(found: "Found", decision: "Decision") -> None:
+    look = decision.looks[-1]
+    counts = Counter(str(c.verdict) if s.state == "decided" else STATES[s.state] for _, c, s in found.compared)
+    said = ", ".join(f"{count} {what}" for what, count in counts.items())
+    seeds = max(c.n_splits or c.n_seeds for _, c, _ in found.compared)
+    goes = f"{len(found.open_arms)} arms go on" if found.open_arms else "no arm goes on"
+    which = f"look {look['look']} of {len(decision.design['looks'])}: {seeds} seeds, {look['share']:.0%} of alpha"
+    print(f"{which}: {said}; {goes}", flush=True)
+
+
+def _print_end(outcome: "Outcome", arms: "Arms", question: "Question", report: Path) -> int:
+    from segexp.compare.formatting import MINUS
+    from segexp.report.formats import WIDTH, text
+    from segexp.report.page import contents_of, write_page
+    from segexp.report.tables import verdicts
+
+    if outcome.unfinished is not None:
+        print(f"\n{outcome.unfinished.text()}\n\nno look is taken until these runs have ended: repeat the command")
+        return outcome.unfinished.exit_code
+    assert outcome.found is not None
+    result, most = outcome.found.result, len(arms.plan.jobs)
+    lines = ["", *sentences(outcome.found, question, outcome.decision)]
+    for block in result.blocks:
+        lines += ["", *text(verdicts(block, result.metric, "verdicts")[0], WIDTH)]
+    saved = f"{most - outcome.spent} saved of {most} (every arm with {question.looks[-1]} seeds)"
+    lines += ["", f"runs: {outcome.spent} used, {saved}"]
+    lines += [f"failed twice, in no look: {label}" for label in outcome.failed]
+    print("\n".join(lines).replace(MINUS, "-"))
+    page, *_ = write_page(report, contents_of(result))
+    print(f"report: {page}")
+    return FAILED if outcome.failed else DONE
+
+
+def sentences(found: "Found", question: "Question", decision: "Decision") -> list[str]:
+    """One for each candidate: what is known of it, and what would decide where nothing is."""
+    from segexp.compare.formatting import amount, limits
+
+    metric, several, lines = found.result.metric, len(found.result.blocks) > 1, []
+    last = int(decision.looks[-1]["look"]) == len(question.looks)
+    for block, c, standing in found.compared:
+        where = f" on {block.title}" if several else ""
+        n = pluralize(c.n_splits, "split") if c.n_splits else pluralize(c.n_seeds, "seed")
+        shown = f"({amount(metric, c.deciding.mean)}, repeated interval {limits(metric, c.deciding)}, {n})"
+        pair = f"{c.candidate} and {c.reference}"
+        if c.verdict.significant:
+            small = ", a negligible difference" if c.verdict.negligible else ""
+            said = f"{c.candidate} is {c.verdict.word} than {c.reference}{where}{small} {shown}"
+        elif standing.state == "decided":
+            within = ", ".join(filter(None, [amount(metric, metric.rope, signed=False), c.condition]))
+            said = f"{pair} are equivalent{where}, within {within} {shown}"
+        elif standing.state == "untested":
+            said = f"{pair} cannot be tested{where}: {c.warnings[0] if c.warnings else 'no scores'}"
+        elif standing.state == "images":
+            said = f"{pair}: not decidable on these images{where}; {_images(c, metric, question, decision)} {shown}"
+        elif last:
+            said = f"{pair}: not decided{where} {shown}"
+        else:
+            chance = f"with {question.looks[-1]} seeds the chance of a decision is {max(standing.power, 0.01):.0%}"
+            said = f"{pair}: not decidable with these seeds{where}; {chance} {shown}"
+        lines.append(f"{said}.")
+    return lines
+
+
+def _images(found: "Comparison", metric: "Metric", question: "Question", decision: "Decision") -> str:
+    """How many images would do, in words."""
+    from segexp.compare.statistics import design_of, images_needed
+
+    if found.n_splits:
+        return "no number of splits of these images would do, more images are needed"
+    level = decision.design["share"][-1] * decision.design["alpha"] / decision.design["comparisons"]
+    n = images_needed(design_of(found, question.looks[-1]), metric.rope, level)
+    return f"about {n} {found.unit}s would do" if n else "no number of images up to 10,000 would do"
+
+
+def _dry_run(arms: "Arms", question: "Question", local: "LocalOptions | None") -> int:
+    """Print looks, shares, and what to expect; write nothing."""
+    from segexp.compare.formatting import amount
+    from segexp.compare.scorer import metric_of
+    from segexp.compare.sequential import shares, shares_within
+    from segexp.records.formatting import duration, text_table
+    from segexp.sweep.decide import expected, variances_of
+    from segexp.sweep.estimate import estimate
+    from segexp.sweep.local import slots_of
+
+    n = len(question.looks)
+    rows = [
+        {"look": j + 1, "seeds": K, "of alpha": f"{share:.0%}", "for equivalence": f"{within:.0%}"}
+        for j, (K, share, within) in enumerate(zip(question.looks, shares(n), shares_within(n), strict=True))
+    ]
+    print(f"\n{pluralize(arms.m, 'comparison')}, Holm's adjustment over all of them\n{text_table(rows)}", flush=True)
+    first = arms.of_seed(range(len(arms.jobs)), 0)
+    slots = None if local is None else slots_of(local, any_gpu=first[0].spec.config.trainer.device != "cpu")
+    cost = estimate(first, slots)
+    for problem in cost.problems:
+        print(f"will fail: {problem}")
+    code = FAILED if cost.problems else DONE
+    seconds = math.fsum(s for s, _ in cost.costs) / max(len(cost.costs), 1) / (len(slots.gpus) if slots else 1)
+    sds, metric = variances_of(arms, question), metric_of(question.metric, question.rope, arms.own)
+    if sds is None or not metric.rope > 0:
+        print(f"\nno forecast: the variances or the rope of {metric.title} are not known (--rope)")
+        return code
+    table = []
+    for times in (0, 1, 2):
+        runs, decided = expected(arms, question, sds, times * metric.rope, metric.rope)
+        row = {"every candidate differs by": amount(metric, times * metric.rope, signed=False), "runs": f"{runs:.0f}"}
+        table.append(row | {"time": duration(seconds * runs), "decided": f"{decided:.0%}"})
+    print(
+        f"\nto expect, of {pluralize(len(arms.plan.jobs), 'run')} at most; variances: {sds.source}\n{text_table(table)}"
+    )
+    return code

@@ -1,0 +1,425 @@
+"""The sequential decision: arms get more seeds until it is decided which is better, or clear that it cannot be.
+
+At each look of the design all comparisons are tested by `segexp.compare`, at the look's share of alpha
+(`segexp.compare.sequential`). What is decided, or cannot be decided with the seeds or images left, stops; the other
+candidates and their references get the seeds of the next look. A look is recorded (`segexp.records.decision`) before
+its result is shown, and everything else is read from records: the same command continues after any interruption.
+"""
+
+import dataclasses
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from segexp.compare.blocks import arrange, pairs_of, reference_levels
+from segexp.compare.result import ALPHA, METRICS, Block, Comparison, Result, Verdict
+from segexp.compare.scorer import metric_of
+from segexp.compare.sequential import Standing, evidence_of, shares, shares_within, simulated, standings
+from segexp.compare.verdict import compare, load_checked
+from segexp.compare.warnings import unanswered
+from segexp.config.arm import TUNED_FILE, arm_label
+from segexp.errors import UsageError
+from segexp.records import looks, read_run
+from segexp.records.decision import FILE, SHARES, Decision, read_decision, write_decision
+from segexp.records.files import shown_command
+from segexp.records.formatting import pluralize
+from segexp.records.process import OwnedError, ownership
+from segexp.records.runs import FINAL, Planned, Run
+from segexp.records.scores import OWN, OWN_SCORES, Score
+from segexp.records.tables import load
+from segexp.running import now
+from segexp.sweep import SweepReport, SweptRun, carry_out
+from segexp.sweep.plan import Job, Plan, labelled, make_plan
+from segexp.sweep.tune import Search, tune, tuning_plan, write_tuning
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked. looks: seeds at each look; rope: in points where the metric is printed in points, None for its
+    own; reference: as in `segexp compare --reference`."""
+
+    looks: tuple[int, ...]
+    metric: str = "dice"
+    rope: float | None = None
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be spent. unit: h (hours of the command), runs, or gpuh (hours of runs, added up)."""
+
+    amount: float
+    unit: str
+
+    @classmethod
+    def of(cls, text: str) -> "Budget":
+        """Raises UsageError for text that is not like 8h, 40runs or 16gpuh."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(h|runs|gpuh)", text)
+        if not found or not float(found[1]):
+            raise UsageError(f"--budget {text}: write hours as 8h, runs as 40runs, hours of GPUs as 16gpuh")
+        return cls(float(found[1]), found[2])
+
+
+@dataclass(frozen=True)
+class Arms:
+    """The arms of the start. jobs: of each arm (on each data set and fold), by seed; m: comparisons."""
+
+    jobs: tuple[Mapping[int, tuple[Job, ...]], ...]
+    labels: tuple[str, ...]
+    m: int
+    plan: Plan
+
+    @property
+    def study(self) -> Path:
+        return self.plan.jobs[0].run_dir.parent
+
+    @property
+    def own(self) -> dict[str, Score]:
+        """The scores of plugins that the runs compute, by column."""
+        return {OWN + name: OWN_SCORES[name] for name in self.plan.jobs[0].spec.config.metrics.scores or ()}
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """An identity of each arm: the run of its first seed."""
+        return tuple(of_arm[0][0].spec.run_id for of_arm in self.jobs)
+
+    def of_seed(self, open_arms: Sequence[int], seed: int) -> list[Job]:
+        return [job for arm in open_arms for job in self.jobs[arm][seed]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The result of a look: every comparison with its block and where it stands; open_arms: numbers of the arms that
+    get more seeds."""
+
+    result: Result
+    compared: tuple[tuple[Block, Comparison, Standing], ...]
+    open_arms: tuple[int, ...]
+
+
+@dataclass
+class Outcome:
+    """How far a decision came. unfinished: the sweep that stopped before its end, None where no look is left; failed:
+    runs that failed twice, and are missing in a look."""
+
+    found: Found | None
+    decision: Decision
+    failed: list[str] = field(default_factory=list)
+    unfinished: SweepReport | None = None
+
+    @property
+    def spent(self) -> int:
+        """Runs that looks have used."""
+        return sum(len(look["runs"]) for look in self.decision.looks)
+
+
+def arms_of(overrides: Sequence[str], extra: Sequence[str], question: Question) -> Arms:
+    """The arms that the overrides sweep over, with the seeds of the last look. Raises UsageError for anything that
+    could not be compared, before anything is trained."""
+    swept = {text.partition("=")[0] for text in overrides}
+    if "seed" in swept:
+        raise UsageError("seed: `segexp decide` chooses the seeds; set their numbers with --looks or --max-seeds")
+    plan = make_plan([*overrides, f"seed=range({question.looks[-1]})"], extra)
+    if plan.refused:
+        raise UsageError(labelled(plan.refused[0].label, plan.refused[0].reason))
+    of_arm: dict[tuple[str, ...], dict[int, list[Job]]] = {}
+    for job in plan.jobs:
+        same = tuple(word for word in job.overrides if not word.startswith("seed="))
+        of_arm.setdefault(same, {}).setdefault(job.spec.config.seed, []).append(job)
+    arranged = arrange([_pending(job) for job in plan.jobs if job.spec.config.seed == 0], None)
+    references = reference_levels(question.reference, arranged)
+    m = sum(len(pairs_of(block, arranged, references)) for block in arranged.blocks)
+    if not m:
+        one = len(set(arranged.level_of.values())) == 1
+        cure = "only one arm: name several, as in activation=sigmoid,arctan"
+        raise UsageError(cure if one else unanswered(arranged, references))
+    jobs = tuple({seed: tuple(these) for seed, these in by_seed.items()} for by_seed in of_arm.values())
+    labels = tuple(re.sub(r"\s*\bseed=\d+", "", by_seed[0][0].label) for by_seed in of_arm.values())
+    arms = Arms(jobs, labels, m, plan)
+    metric_of(question.metric, question.rope, arms.own)
+    return arms
+
+
+def tuned(overrides: Sequence[str], extra: Sequence[str], base: DictConfig) -> Path | None:
+    """The file with a learning rate for each arm, found or read again; None where runs of the search are not done."""
+    per_seed = ["seed=0"] if base.split.per_seed else []
+    tuning = tune(tuning_plan([*overrides, *per_seed], extra).jobs, base, extra, Search(), print)
+    for run in tuning.unfinished:
+        print(f"{run.status}: {run.label} {run.reason}")
+    without = [arm_label(arm) for arm in tuning.trials if not tuning.unfinished and tuning.best(arm) is None]
+    if without:
+        raise UsageError(f"{', '.join(without)}: every learning rate diverged; try other rates with `segexp tune`")
+    path = (tuning.folder / TUNED_FILE).absolute()
+    if not tuning.unfinished:
+        write_tuning(tuning, path, sys.argv)
+    return None if tuning.unfinished else path
+
+
+def _pending(job: Job) -> Run:
+    spec = job.spec
+    planned = Planned(spec.run_id, job.run_dir.name, job.label, dataclasses.asdict(spec.config))
+    return Run(spec.run_id, "not begun", job.run_dir, job.run_dir.parent.name, planned=planned)
+
+
+@contextmanager
+def deciding(arms: Arms, question: Question) -> Iterator[Decision]:
+    """The decision of the arms' study, new or continued, held by this process. Raises UsageError where the study was
+    looked at with another design, or compared before."""
+    study = arms.study
+    study.mkdir(parents=True, exist_ok=True)
+    try:
+        with ownership(study / ".decide", inside=study):
+            yield _begun(arms, question)
+    except OwnedError as owner:
+        raise UsageError(f"{owner} decides {study}: wait for it or stop it") from None
+
+
+def _begun(arms: Arms, question: Question) -> Decision:
+    study, n = arms.study, len(question.looks)
+    rope = metric_of(question.metric, question.rope, arms.own).rope
+    asked = {
+        "metric": question.metric,
+        "rope": None if math.isnan(rope) else rope,
+        "reference": question.reference,
+        "looks": list(question.looks),
+        "arms": dict(zip(arms.ids, arms.labels, strict=True)),
+    }
+    known = read_decision(study)
+    if known and known.looks:
+        for key, value in asked.items():
+            before = known.design[key]
+            if (before if key != "arms" else set(before)) != (value if key != "arms" else set(arms.ids)):
+                shown = "" if key == "arms" else f" ({before}, now {value})"
+                cure = "repeat its command, or give the new question another study.name"
+                raise UsageError(f"{study} was looked at with other {key}{shown}: {cure}")
+        return known
+    if known is None and (study / looks.FILE).exists():
+        raise UsageError(
+            f"{study} was compared before (see {looks.FILE}): looks that are not counted raise false alarms; decide in "
+            "a new study, with another study.name"
+        )
+    facts = {
+        "schema_version": 1,
+        "created": now(),
+        "command": shown_command(sys.argv),
+        "alpha": ALPHA,
+        "comparisons": arms.m,
+    }
+    facts |= {"share": list(shares(n)), "share_within": list(shares_within(n))}
+    facts["found"] = sorted(job.spec.run_id for job in arms.plan.jobs if _status(job) in FINAL)
+    decision = Decision(study / FILE, {**facts, **asked})
+    write_decision(decision)
+    return decision
+
+
+def _status(job: Job) -> str:
+    return str(read_run(job.run_dir).get("status")) if (job.run_dir / "run.json").exists() else ""
+
+
+def decide(
+    arms: Arms,
+    question: Question,
+    decision: Decision,
+    base: DictConfig,
+    extra: Sequence[str],
+    budget: Budget | None,
+    tell: Callable[[Found, Decision], None],
+) -> Outcome:
+    """Take the looks that are left, inside `deciding`. tell: is called with every look, once it is recorded."""
+    meter = Meter(arms, decision, budget)
+    found, failed = None, list[str]()
+    if decision.looks:
+        found = look_at(arms, question, decision)
+        tell(found, decision)
+    while True:
+        taken = int(decision.looks[-1]["look"]) if decision.looks else 0
+        open_arms = found.open_arms if found else tuple(range(len(arms.jobs)))
+        if not open_arms or taken == len(question.looks):
+            return Outcome(found, decision, failed)
+        runs, ended = _train(arms, open_arms, question.looks[taken], base, extra, meter)
+        report = SweepReport(Plan(), runs)
+        lost = [run for run in runs if run.status == "failed"]
+        stopped = {run.status for run in runs} & {"interrupted", "pending", "running"}
+        if stopped or any(run.stopped for run in runs) or 2 * len(lost) > len(runs):
+            return Outcome(found, decision, failed, report)
+        failed += [run.label for run in lost]
+        decision, found = _look(arms, question, decision, open_arms, len(question.looks) if ended else taken + 1, meter)
+        tell(found, decision)
+
+
+class Meter:
+    """What a decision has spent of its budget: runs and their hours by their records, hours by the clock; those of a
+    call that was killed count until its last look."""
+
+    def __init__(self, arms: Arms, decision: Decision, budget: Budget | None) -> None:
+        self.budget = budget
+        self._began, self._before_h = time.monotonic(), float(decision.looks[-1]["hours"]) if decision.looks else 0.0
+        self._jobs = [job for job in arms.plan.jobs if job.spec.run_id not in decision.design["found"]]
+        self._ended = self._records()
+
+    def _records(self) -> list[Mapping[str, Any]]:
+        paths = [job.run_dir for job in self._jobs if (job.run_dir / "run.json").exists()]
+        return [record for record in map(read_run, paths) if record["status"] in FINAL]
+
+    @property
+    def hours(self) -> float:
+        return self._before_h + (time.monotonic() - self._began) / 3600
+
+    def per_run(self) -> float:
+        """Hours of the clock for a run that ended in this call, NaN before the first."""
+        n = len(self._records()) - len(self._ended)
+        return (self.hours - self._before_h) / n if n > 0 else math.nan
+
+    def seeds(self, runs: int) -> float:
+        """How many more seeds of so many runs the budget allows; one where the cost of a run is not known yet."""
+        if self.budget is None:
+            return math.inf
+        ended = self._records()
+        run_hours = math.fsum(record.get("seconds") or 0.0 for record in ended) / 3600
+        spent = {"h": self.hours, "runs": len(ended), "gpuh": run_hours}[self.budget.unit]
+        known = {"h": self.per_run(), "runs": 1.0, "gpuh": run_hours / len(ended) if ended else math.nan}
+        left, cost = self.budget.amount - spent, runs * known[self.budget.unit]
+        return float(left > 0) if math.isnan(cost) else left // cost
+
+
+def _train(
+    arms: Arms, open_arms: Sequence[int], n_seeds: int, base: DictConfig, extra: Sequence[str], meter: Meter
+) -> tuple[list[SweptRun], bool]:
+    """Train the arms with ``n_seeds`` seeds, failed runs twice. Returns the runs, and whether the budget ended."""
+    runs: dict[Path, SweptRun] = {}
+    seeds = [s for s in range(n_seeds) if any(_status(job) not in FINAL for job in arms.of_seed(open_arms, s))]
+    while seeds:
+        n = int(min(meter.seeds(len(arms.of_seed(open_arms, seeds[0]))), len(seeds)))
+        if n < 1:
+            return list(runs.values()), True
+        jobs = [job for seed in seeds[:n] for job in arms.of_seed(open_arms, seed)]
+        for _ in range(2):
+            # Test scores are not shown before a look is recorded.
+            ended = carry_out(Plan(jobs), base, extra, score="val_dice").runs
+            runs |= {run.run_dir: run for run in ended}
+            jobs = [job for job, run in zip(jobs, ended, strict=True) if run.status == "failed"]
+            if not jobs or any(run.stopped for run in ended):
+                break
+        if any(run.status != "failed" and run.status not in FINAL for run in runs.values()):
+            break
+        seeds = seeds[n:]
+    return list(runs.values()), False
+
+
+def _look(
+    arms: Arms, question: Question, decision: Decision, open_arms: Sequence[int], number: int, meter: Meter
+) -> tuple[Decision, Found]:
+    """Record look ``number``; returns the decision with it, and its result."""
+    used = {run_id for look in decision.looks for run_id in look["runs"]}
+    jobs = [job for arm in open_arms for of_seed in arms.jobs[arm].values() for job in of_seed]
+    runs = sorted(job.spec.run_id for job in jobs if job.spec.run_id not in used and _status(job) == "done")
+    look: dict[str, Any] = {"look": number, "runs": runs, "date": now(), "hours": round(meter.hours, 4)}
+    look |= {key: decision.design[key][number - 1] for key in SHARES}
+    found = look_at(arms, question, decision.with_look(look))
+    look["comparisons"] = [
+        {"block": block.title, "candidate": c.candidate, "reference": c.reference, "n": evidence_of(c).n}
+        | {key: getattr(c.deciding, key) for key in ("mean", "low", "high", "p")}
+        | {"p_holm": c.p_holm, "verdict": str(c.verdict), "state": standing.state, "power": standing.power}
+        for block, c, standing in found.compared
+    ]
+    decision = decision.with_look(look)
+    write_decision(decision)
+    return decision, found
+
+
+def look_at(arms: Arms, question: Question, decision: Decision) -> Found:
+    """The result of a decision's last look, from the records of its runs."""
+    loaded = load_checked([arms.study], decisions={arms.study: decision})
+    planned = {job.spec.run_id for job in arms.plan.jobs}
+    loaded = dataclasses.replace(loaded, runs=tuple(run for run in loaded.runs if run.run_id in planned))
+    result = compare([arms.study], question.metric, reference=question.reference, rope=question.rope, loaded=loaded)
+    made = [(block, c) for block in result.blocks for c in block.comparisons]
+    n, design = len(question.looks), decision.design
+    found = standings(
+        [evidence_of(c) for _, c in made],
+        [c.verdict for _, c in made],
+        [result.metric.rope for _ in made],
+        question.looks[-1] if int(decision.looks[-1]["look"]) < n else None,
+        (design["share"][-1], design["share_within"][-1]),
+    )
+    directories: set[Path] = set()
+    for (block, c), standing in zip(made, found, strict=True):
+        if standing.state == "open":
+            pair = [arm for arm in block.ranking if arm.arm in (c.candidate, c.reference)]
+            directories |= {Path(path) for arm in pair for path in arm.directories}
+    open_arms = [
+        n
+        for n, by_seed in enumerate(arms.jobs)
+        if any(job.run_dir.absolute() in directories for of_seed in by_seed.values() for job in of_seed)
+    ]
+    return Found(result, tuple((*pair, standing) for pair, standing in zip(made, found, strict=True)), tuple(open_arms))
+
+
+# What to expect: a dry run
+
+
+@dataclass(frozen=True)
+class Variances:
+    """Components of the variance of an arm's score, as standard deviations in the metric's unit; source: in words."""
+
+    seed: float
+    image: float
+    residual: float
+    source: str
+
+
+USUAL = Variances(0.01, 0.03, 0.05, "usual ones: 1 point from seed to seed, 3 from image to image, 5 for the rest")
+
+
+def variances_of(arms: Arms, question: Question) -> Variances | None:
+    """Those of the runs at hand, the mean over comparisons, else `USUAL` for scores in points, else None. No result of
+    these runs is shown, so this is no look."""
+    try:
+        loaded = load([arms.study])
+        runs = tuple(run for run in loaded.runs if run.row.get("config_seed"))
+        result = compare([], question.metric, loaded=dataclasses.replace(loaded, runs=runs), rope=question.rope)
+        known = [c.variance for block in result.blocks for c in block.comparisons if c.variance and c.n_seeds > 2]
+    except UsageError:
+        known = []
+    if known:
+        # Two arms make a difference.
+        parts = (sum(one[part] for one in known) / len(known) / 2 for part in ("seed", "image", "residual"))
+        seed, image, residual = map(math.sqrt, parts)
+        return Variances(seed, image, residual, f"those of {pluralize(len(known), 'comparison')} of the runs at hand")
+    metric = METRICS.get(question.metric)
+    return USUAL if metric and metric.points else None
+
+
+STUDIES = 200
+"""Simulated studies of a dry run."""
+
+
+def expected(arms: Arms, question: Question, sds: Variances, difference: float, rope: float) -> tuple[float, float]:
+    """(runs, share of comparisons decided) of simulated studies in which every candidate differs by ``difference``."""
+    n_blocks = len({job.spec.dataset_sha for job in arms.plan.jobs})
+    spec, C = arms.plan.jobs[0].spec, max(arms.m // n_blocks, 1)
+    N, rng = max(len(spec.split["test"]), 2), np.random.default_rng(0)
+    sizes = N, len(spec.split["train"])
+    K, per_seed, runs, n_decided = question.looks[-1], spec.config.split.per_seed, 0, 0
+    for _ in range(STUDIES):
+        seed, image = (
+            sds.seed * rng.normal(size=(C + 1, K, 1)),
+            sds.image * rng.normal(size=(C + 1, K if per_seed else 1, N)),
+        )
+        scores = seed + image + sds.residual * rng.normal(size=(C + 1, K, N))
+        spent, verdicts = simulated(
+            scores[1:] - scores[0] + difference, question.looks, rope, sizes if per_seed else None
+        )
+        runs += spent
+        n_decided += sum(verdict != Verdict.INCONCLUSIVE for verdict in verdicts)
+    per_arm = len(arms.plan.jobs) / (n_blocks * (C + 1) * K)
+    return n_blocks * per_arm * runs / STUDIES, n_decided / (STUDIES * C)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from segexp.commands import Overrides, Parser, add_config_dir, ignoring_closed_output, imported, log_to_terminal
 from segexp.errors import DONE, FAILED, UsageError
+from segexp.records.decision import STANDINGS
 from segexp.records.formatting import pluralize
 
 if TYPE_CHECKING:
@@ -109,17 +110,10 @@ def _looks(options: Namespace) -> tuple[int, ...]:
 FEWEST = 3
 """Seeds without which there is no test."""
 
-STATES = {
-    "open": "open",
-    "untested": "without a test",
-    "images": "not decidable on these images",
-    "seeds": "not decidable with these seeds",
-}
-
 
 def _print_look(found: "Found", decision: "Decision") -> None:
     look = decision.looks[-1]
-    counts = Counter(str(c.verdict) if s.state == "decided" else STATES[s.state] for _, c, s in found.compared)
+    counts = Counter(str(c.verdict) if s.state == "decided" else STANDINGS[s.state] for _, c, s in found.compared)
     said = ", ".join(f"{count} {what}" for what, count in counts.items())
     seeds = max(c.n_splits or c.n_seeds for _, c, _ in found.compared)
     goes = f"{len(found.open_arms)} arms go on" if found.open_arms else "no arm goes on"

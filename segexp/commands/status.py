@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from segexp.commands import Parser
-from segexp.errors import DONE
+from segexp.errors import DONE, UsageError
+from segexp.records.decision import LOCK, STANDINGS, read_decision
 from segexp.records.formatting import duration, size, text_table
 from segexp.records.plugins import kept_plugins, recorded_plugins
+from segexp.records.process import lock_holder
 from segexp.records.runs import STATES, Run, Study, progress_of, runs_in, shown_state, studies_in
 
 CONTINUABLE = ("stale", "interrupted", "failed")
@@ -95,6 +97,8 @@ def status_of(folder: Path) -> dict[str, Any]:
       running run does, or null), host, pid (of the last process that wrote it), owner (the lock holder, or null),
       started, finished, plugins (that it uses -> what names each again: the copy that the run keeps, or null)
     - dropped, refused: overrides and reason of combinations that sweeps left out; problems: files that cannot be read
+    - decision (of `segexp decide`, else null): command, looks (taken), of (planned), owner (the process that decides),
+      comparisons (those of the last look: block, candidate, reference, n, verdict, state ...)
 
     Raises UsageError when the folder does not exist or holds no run.
     """
@@ -115,6 +119,19 @@ def status_of(folder: Path) -> dict[str, Any]:
 
 def _of_study(study: Study) -> dict[str, Any]:
     runs = [_of_run(run) for run in runs_in(study)]
+    decision, problems = None, list(study.problems)
+    try:
+        if found := read_decision(study.path):
+            looks = [int(look["look"]) for look in found.looks]
+            decision = {
+                "command": found.design["command"],
+                "looks": looks[-1] if looks else 0,
+                "of": len(found.design["looks"]),
+                "owner": lock_holder(study.path / LOCK) or None,
+                "comparisons": found.looks[-1]["comparisons"] if looks else [],
+            }
+    except UsageError as error:
+        problems.append(str(error))
     is_one_run = len(study.names) == 1 and not study.planned
     return {
         "study": study.name,
@@ -126,7 +143,8 @@ def _of_study(study: Study) -> dict[str, Any]:
         "runs": runs,
         "dropped": [{"overrides": overrides, "reason": reason} for overrides, reason in study.dropped],
         "refused": [{"overrides": overrides, "reason": reason} for overrides, reason in study.refused],
-        "problems": list(study.problems),
+        "problems": problems,
+        "decision": decision,
     }
 
 
@@ -225,6 +243,8 @@ def as_text(status: Mapping[str, Any], folder: Path) -> str:
         if study["dropped"]:
             blocks.append(f"{title}left out by sweeps: {len(study['dropped'])} (--json lists the reasons)")
         blocks += [f"{title}{problem}" for problem in study["problems"]]
+        if decision := study["decision"]:
+            blocks.append(title + _decided(decision))
     counts = {state: status["counts"].get(state, 0) for state in CONTINUABLE}
     named = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     cure = [f"{named}: `segexp resume {shlex.quote(str(folder))}{_flags(status)}` continues them"] if named else []
@@ -237,6 +257,19 @@ def _flags(status: Mapping[str, Any]) -> str:
     copies = {name: path for run in runs for name, path in run["plugins"].items() if path}
     needed = {name: None for run in runs if run["state"] in ("not begun", *CONTINUABLE) for name in run["plugins"]}
     return "".join(f" --plugin {shlex.quote(copies.get(name, f'PATH/{name}.py'))}" for name in needed)
+
+
+def _decided(decision: Mapping[str, Any]) -> str:
+    """The looks of `segexp decide`, and who takes the next."""
+    counts = Counter(
+        c["verdict"] if c["state"] == "decided" else STANDINGS[c["state"]] for c in decision["comparisons"]
+    )
+    said = [f"look {decision['looks']} of {decision['of']} taken", *(f"{n} {what}" for what, n in counts.items())]
+    if decision["owner"]:
+        said.append(f"{decision['owner']} decides")
+    elif not counts or (counts["open"] and decision["looks"] < decision["of"]):
+        said.append(f"to continue: {shlex.join(['segexp', *decision['command'][1:]])}")
+    return f"decision: {', '.join(said)}"
 
 
 def _counts(status: Mapping[str, Any]) -> str:

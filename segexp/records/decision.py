@@ -14,9 +14,21 @@ from typing import Any
 
 from segexp.errors import UsageError
 from segexp.records import no_nan, write_json
-from segexp.records.files import read_json
+from segexp.records.files import read_json, read_text
+from segexp.records.owned import write_atomic
 
 FILE = "decision.json"
+
+STANDINGS = {
+    "open": "open",
+    "untested": "without a test",
+    "images": "not decidable on these images",
+    "seeds": "not decidable with these seeds",
+}
+"""Where a comparison stands that is not decided, in words."""
+
+LOCK = ".decide"
+"""The folder of a study that holds the lock of the process that decides, and how many looks there are."""
 
 NONE = "none"
 """In the column look: the study has a decision, and no look has used the run."""
@@ -48,13 +60,16 @@ class Decision:
 SHARES = ("share", "share_within")
 
 
-def read_decision(study: Path) -> Decision | None:
-    """The decision of a study, None where it has none. Raises UsageError for a file that was edited or damaged."""
+def read_decision(study: Path, begins: bool = False) -> Decision | None:
+    """The decision of a study, None where it has none. begins: it may be written next. Raises UsageError for a file
+    that was edited, cut or removed."""
     path = study / FILE
+    cure = f"{path} was edited, cut or removed: restore it, without it no p of this study is valid"
     if not path.exists():
+        if (study / LOCK).is_dir() and not begins:
+            raise UsageError(cure)
         return None
     entries = read_json(path, study)
-    cure = f"{path} was edited or is damaged: restore it, without it no p of this study is valid"
     if not isinstance(entries, list) or not entries or not all(isinstance(one, dict) for one in entries):
         raise UsageError(cure)
     before = ""
@@ -62,12 +77,15 @@ def read_decision(study: Path) -> Decision | None:
         before, given = _checksum(before, entry), entry.pop("sha256", None)
         if before != given:
             raise UsageError(cure)
+    counted = study / LOCK / "looks"
+    if counted.exists() and read_text(counted, inside=study) > str(len(entries) - 1).zfill(3):
+        raise UsageError(cure)
     return Decision(path, entries[0], tuple(entries[1:]))
 
 
 def write_decision(decision: Decision) -> None:
     """Write a decision that has one look more than before, or none yet. Raises UsageError for any other change."""
-    known = read_decision(decision.path.parent)
+    known = read_decision(decision.path.parent, begins=True)
     if known and known.looks and (known.design, known.looks) != (no_nan(decision.design), decision.looks[:-1]):
         raise UsageError(f"{decision.path} has changed meanwhile: another `segexp decide` works on this study")
     before, entries = "", []
@@ -75,6 +93,9 @@ def write_decision(decision: Decision) -> None:
         before = _checksum(before, entry)
         entries.append({**entry, "sha256": before})
     write_json(decision.path, entries)
+    counted = decision.path.parent / LOCK / "looks"
+    counted.parent.mkdir(exist_ok=True)
+    write_atomic(counted, str(len(decision.looks)).zfill(3))
 
 
 def _checksum(before: str, entry: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ from segexp.compare.warnings import unanswered
 from segexp.config.arm import TUNED_FILE, arm_label
 from segexp.errors import UsageError
 from segexp.records import looks, read_run
-from segexp.records.decision import FILE, SHARES, Decision, read_decision, write_decision
+from segexp.records.decision import FILE, LOCK, SHARES, Decision, read_decision, write_decision
 from segexp.records.files import shown_command
 from segexp.records.formatting import pluralize
 from segexp.records.process import OwnedError, ownership
@@ -177,7 +177,7 @@ def deciding(arms: Arms, question: Question) -> Iterator[Decision]:
     study = arms.study
     study.mkdir(parents=True, exist_ok=True)
     try:
-        with ownership(study / ".decide", inside=study):
+        with ownership(study / LOCK, inside=study):
             yield _begun(arms, question)
     except OwnedError as owner:
         raise UsageError(f"{owner} decides {study}: wait for it or stop it") from None
@@ -193,7 +193,7 @@ def _begun(arms: Arms, question: Question) -> Decision:
         "looks": list(question.looks),
         "arms": dict(zip(arms.ids, arms.labels, strict=True)),
     }
-    known = read_decision(study)
+    known = read_decision(study, begins=True)
     if known and known.looks:
         for key, value in asked.items():
             before = known.design[key]

@@ -245,14 +245,14 @@ def add_comparison_arguments(parser: Parser) -> None:
 
     def references() -> Iterable[str]:
         usual: Mapping[str, str] = imported("segexp.compare.blocks", "USUAL_REFERENCE")
-        return [f"{key}={level}" for key, level in usual.items()]
+        return [*(f"{key}={level}" for key, level in usual.items()), "all"]
 
     add = parser.add_argument
     scores = [score.name for score in SCORES.values() if score.compared]
     arm = "the groups or keys of the configuration that define an arm"
     add("paths", type=Path, nargs="+", metavar="PATH", help="run directories, studies, collected CSVs")
     add("--by", metavar="KEY,KEY", complete=lambda: imported("segexp.config", "CODE_GROUPS"), help=arm)
-    add("--reference", metavar="KEY=VALUE", complete=references, help="the arm that the others are compared with")
+    add("--reference", metavar="KEY=VALUE", complete=references, help="the arm to compare with, or all: all pairs")
     where = "only runs with this value, or one of several: activation=sigmoid,arctan; can be repeated"
     add("--where", metavar="KEY=VALUE", action="append", help=where)
     metric = "the score to compare (default: dice); several are adjusted for each other"

@@ -37,7 +37,7 @@ false verdict in 14 %, 6 in 22 % of studies in which nothing differs. So ask the
   no test            fewer than 3 seeds, or no pairs
 
 Secondary analyses (--questions NAME,NAME or all): calibration, threshold, boundary, objects, classes,
-convergence, cost, diagnostics. They need run directories, not collected tables.
+convergence, cost, diagnostics, ranking. They need run directories, not collected tables.
 
 Claims (--claims FILE, or nieradzik2021): a YAML file with one item per claim:
 
@@ -100,7 +100,7 @@ def _comparison(options: argparse.Namespace) -> int:
     if options.form == "csv":
         print(comparisons_csv(result), end="")
         return DONE
-    found = [(block, answers_of(block, questions, result.split)) for block in result.blocks]
+    found = [(block, answers_of(block, questions, result.split, result.metric)) for block in result.blocks]
     answers = [(block, of_block) for block, of_block in found if of_block]
     printed = {"json": as_json, "markdown": as_markdown, "latex": as_latex}.get(options.form, as_text)
     print(printed(result, answers), end="")

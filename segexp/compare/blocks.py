@@ -476,7 +476,9 @@ def _data_of(runs: Sequence[Run], split_of: Mapping[str, str]) -> dict[str, tupl
 
 def reference_levels(text: str | None, arms: Arms) -> list[dict[str, str]]:
     """The references, each as key -> level: of "activation=sigmoid,loss=bce", or those of `USUAL_REFERENCE` that exist
-    and vary. Raises UsageError for a level that no arm has."""
+    and vary; of "all" one without keys (`pairs_of`). Raises UsageError for a level that no arm has."""
+    if text == "all":
+        return [{}]
     if text is None:
         return [
             {key: level}
@@ -500,7 +502,10 @@ def reference_levels(text: str | None, arms: Arms) -> list[dict[str, str]]:
 
 
 def pairs_of(block: BlockRuns, arms: Arms, references: Sequence[Mapping[str, str]]) -> list[tuple[Levels, Levels]]:
-    """Every arm of a block, a candidate, with its reference: the arm that differs only in the keys of a reference."""
+    """Every arm of a block, a candidate, with its reference: the arm that differs only in the keys of a reference.
+    Of a reference without keys: every two arms, in the order of the block."""
+    if references == [{}]:
+        return list(itertools.combinations(block.arms, 2))
     pairs = [(levels, counterpart(levels, arms, chosen)) for chosen in references for levels in block.arms]
     return list(dict.fromkeys(pair for pair in pairs if pair[1] != pair[0] and pair[1] in block.arms))
 

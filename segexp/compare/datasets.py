@@ -99,6 +99,9 @@ def over_datasets_of(blocks_of: Sequence[Sequence[Block]]) -> list[tuple[OverDat
             mean = comparison.deciding.mean
             if not math.isnan(mean):
                 key = (n, comparison.candidate, comparison.reference, _conditions(block))
+                other = (n, comparison.reference, comparison.candidate, _conditions(block))
+                if other in of_splits:  # of all pairs, which the first data set orders
+                    key, mean = other, -mean
                 of_splits.setdefault(key, {}).setdefault(block.dataset, []).append(mean)
     several = {key: of_data for key, of_data in of_splits.items() if len(of_data) > 1}
     found: list[tuple[OverDatasets, ...]] = [() for _ in blocks_of]

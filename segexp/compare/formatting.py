@@ -179,7 +179,7 @@ def _across_data_sets(found: Sequence[OverDatasets], metric: Metric, name: bool)
     if clear and not name:
         better = sum((f.interval.mean > 0) == metric.higher_is_better for f in clear)
         return [
-            f"across {n} data sets {len(clear)} of {len(found)} candidates differ from their reference in "
+            f"across {n} data sets {len(clear)} of {pluralize(len(found), 'comparison')} differ significantly in "
             f"{metric.title}: {better} better, {len(clear) - better} worse"
         ]
     if not clear:

@@ -320,6 +320,12 @@ class Block:
     each: Each = "image"
 
     @property
+    def n_pairs(self) -> int:
+        """How many comparisons there are if every two of its arms, more than two, are compared; else 0."""
+        n = len(self.comparisons)
+        return n if n == math.comb(len(self.ranking), 2) > 1 else 0
+
+    @property
     def title(self) -> str:
         """The data set and the conditions in one line."""
         return ", ".join([self.dataset, *(f"{key}={value}" for key, value in self.conditions.items())])

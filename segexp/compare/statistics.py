@@ -230,10 +230,9 @@ def within_rope(interval: Interval, rope: float) -> tuple[float, bool]:
 
 def pivot_shares(interval: Interval, rope: float, higher_is_better: bool) -> dict[str, float]:
     """Shares of the pivot distribution mean + se T(df) beyond and within +-rope; NaN without a test or a rope. Not a
-    posterior: no prior and no model stand behind them. Of identical arms all is within."""
-    if not rope > 0 or math.isnan(interval.p):
-        return dict.fromkeys(("worse", "within", "better"), NAN)
-    low, high = (one_sided(interval, -rope, 1), one_sided(interval, rope, -1)) if interval.se > 0 else (0.0, 0.0)
+    posterior: no prior and no model stand behind them."""
+    known = rope > 0 and interval.se > 0
+    low, high = (one_sided(interval, sign * rope, -sign) if known else NAN for sign in (-1, 1))
     worse, better = (low, high) if higher_is_better else (high, low)
     return {"worse": worse, "within": max(1 - low - high, 0.0), "better": better}
 

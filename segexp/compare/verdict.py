@@ -331,7 +331,9 @@ def _comparisons(
 ) -> tuple[Comparison, ...]:
     """The comparisons of a block in order of its ranking, without verdicts."""
     place = {arm.arm: n for n, arm in enumerate(ranking)}
-    made = (compared(pair, block, arms, scorer) for pair in pairs_of(block, arms, references))
+    # Of all pairs, the better mean is the candidate.
+    ranked = replace(block, arms=dict(sorted(block.arms.items(), key=lambda arm: place[arms.label(arm[0])])))
+    made = (compared(pair, ranked, arms, scorer) for pair in pairs_of(ranked, arms, references))
     return tuple(sorted(made, key=lambda c: place[c.candidate]))
 
 

@@ -191,8 +191,8 @@ def not_compared(arms: Arms, references: Sequence[Mapping[str, str]], blocks: Se
     same, cure = "other settings", "choose another reference with --reference"
     if len(arms.blocks) > 1 and keys:
         same, cure = ", ".join(keys), "name the keys that make an arm with --by"
-    held = " or ".join(pairs(reference) for reference in references)
-    return [f"{_some(alone)}: not compared, because no run with {held} has the same {same}; {cure}", *lacking]
+    other = " or ".join(f"run with {pairs(reference)}" if reference else "other arm" for reference in references)
+    return [f"{_some(alone)}: not compared, because no {other} has the same {same}; {cure}", *lacking]
 
 
 def _lacks_reference(alone: Sequence[str], arms: Arms, references: Sequence[Mapping[str, str]]) -> list[str]:

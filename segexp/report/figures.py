@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from segexp.compare import formatting as fmt
@@ -33,6 +34,7 @@ from segexp.compare.result import (
     Ranks,
 )
 from segexp.records.formatting import BLUE, GREEN, STYLES, VERMILION, look, new_figure, pluralize, tidy
+from segexp.report import tables
 from segexp.report.tables import against, clean, interval_for, scope, score_limits, unique_labels, verdict
 
 TEXT, MUTED, GRID = "#1b1f24", "#67707b", "#e6e6e6"
@@ -105,8 +107,9 @@ class Drawing:
 def forest(block: Block, metric: Metric, name: str) -> list[Drawing]:
     """The forest plot of a block's comparisons, if any was tested."""
     tested = [found for found in block.comparisons if not math.isnan(found.deciding.low)]
-    if not tested:
-        return []
+    drawn = [pair_map(block, metric, name)] if block.n_pairs else []
+    if not tested or block.n_pairs > tables.MAX_PAIRS:
+        return drawn
     values = [f"{against(f)}: {fmt.estimate(metric, f.deciding)}, {verdict(f)}" for f in tested]
     alt = f"Forest plot, {fmt.with_unit(metric, 'difference in')}, {block.interval}s. {_listed(values)}"
     wide = [found for found in tested if not math.isnan(found.overall.mean)]
@@ -125,7 +128,22 @@ def forest(block: Block, metric: Metric, name: str) -> list[Drawing]:
     if len(tested) < len(block.comparisons):
         untested = pluralize(len(block.comparisons) - len(tested), "pair")
         caption.append(f"Not drawn because there is no test: {untested}.")
-    return [Drawing(f"{name}-forest", alt, " ".join(caption), draw_forest(tested, metric))]
+    return [Drawing(f"{name}-forest", alt, " ".join(caption), draw_forest(tested, metric)), *drawn]
+
+
+def pair_map(block: Block, metric: Metric, name: str) -> Drawing:
+    """The differences of all pairs of arms, coloured by verdict."""
+    arms = list(unique_labels([arm.arm for arm in block.ranking], 20).values())
+    at = {arm.arm: n for n, arm in enumerate(block.ranking)}
+    places: dict[tuple[int, ...], tuple[str, Any]] = {}
+    for found in block.comparisons:
+        tint = 0.6 + 0.4 * np.array(to_rgb(VERDICT_COLOURS.get(found.verdict.word, MUTED)))
+        places[at[found.candidate], at[found.reference] - 1] = tables.pair_cell(found, metric), tint
+    title = f"{fmt.with_unit(metric, 'difference in')}, row minus column"
+    values = [f"{against(found)}: {tables.pair_cell(found, metric)}" for found in block.comparisons]
+    colours = "Row minus column. Green: better, orange: worse, blue: equivalent, grey: not decided."
+    figure = draw_cells(arms[:-1], arms[1:], places, title, tables.PAIR_MARKS)
+    return Drawing(f"{name}-pairs", f"Map of {title}: {_listed(values)}", colours, figure)
 
 
 def of_arms(block: Block, metric: Metric, name: str) -> list[Drawing]:
@@ -340,39 +358,49 @@ def draw_heat_map(factorial: Factorial, metric: Metric, scale: tuple[float, floa
 
     scale: scores of the darkest and the brightest cell (the other way round where lower is better); where: the block.
     """
-    by = fmt.factor(metric)
-    means = np.array(factorial.means, dtype=float) * by
-    n_rows, n_columns = means.shape
     # Levels at which other factors are held follow the name of the column factor.
     column_factor, _, fixed = factorial.column_factor.partition(", ")
     rows, columns = (list(unique_labels(levels, 20).values()) for levels in (factorial.rows, factorial.columns))
-    width = max(4.2, 1.9 + 0.72 * n_columns)
+    # Brighter is better, also for metrics where lower is better.
+    colours = colormaps["cividis" if metric.higher_is_better else "cividis_r"]
+    norm = Normalize(scale[0], scale[1] if scale[1] > scale[0] else scale[0] + 1)
+    cells = {
+        place: (fmt.score(metric, mean), None if math.isnan(mean) else colours(norm(mean))[:3])
+        for place, mean in np.ndenumerate(np.array(factorial.means, dtype=float))
+    }
+    title = f"mean {fmt.with_unit(metric)}, brighter is better"
     about = "; ".join(part for part in (where, fixed) if part)
-    texts = (f"mean {fmt.with_unit(metric)}, brighter is better", about)
-    title = "\n".join(_wrapped(text, round(11 * width)) for text in texts if text)
+    figure = draw_cells(rows, columns, cells, title, about)
+    figure.axes[0].set(xlabel=_wrapped(column_factor, 30), ylabel=_wrapped(factorial.row_factor, 20))
+    return figure
+
+
+Cells = Mapping[tuple[int, ...], tuple[str, Any]]
+"""(row, column) -> text and colour (red, green, blue) of a cell, None for no colour."""
+
+
+def draw_cells(rows: Sequence[str], columns: Sequence[str], cells: Cells, title: str, about: str) -> Figure:
+    """A table of coloured cells."""
+    n_rows, n_columns = len(rows), len(columns)
+    width = max(4.2, 1.9 + 0.72 * n_columns)
+    title = "\n".join(_wrapped(text, round(11 * width)) for text in (title, about) if text)
     lines = max(row.count("\n") + 1 for row in rows)
     figure = new_figure(width, 1.5 + 0.17 * title.count("\n") + (0.3 + 0.16 * lines) * n_rows)
     axis = figure.subplots()
-    # Brighter is better, also for metrics where lower is better.
-    colours = colormaps["cividis" if metric.higher_is_better else "cividis_r"]
-    low, high = by * scale[0], by * scale[1]
-    norm = Normalize(low, high if high > low else low + 1)
-    axis.pcolormesh(np.ma.masked_invalid(means), cmap=colours, norm=norm, edgecolors=MUTED, linewidth=0.4)
-    for (i, j), value in np.ndenumerate(means):
-        if math.isnan(value):
-            axis.text(j + 0.5, i + 0.5, fmt.NOTHING, ha="center", va="center", color=MUTED)
-            continue
-        red, green, blue, _ = colours(norm(value))
-        ink = "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "#111111"
-        axis.text(j + 0.5, i + 0.5, fmt.score(metric, value / by), ha="center", va="center", color=ink, fontsize=9)
-    turned = n_columns > 4 or any(len(column) > 9 for column in factorial.columns)
+    for (i, j), (text, colour) in cells.items():
+        ink = MUTED
+        if colour is not None:
+            axis.add_patch(Rectangle((j, i), 1, 1, facecolor=colour, edgecolor=MUTED, linewidth=0.4))
+            red, green, blue = colour
+            ink = "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "#111111"
+        axis.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=ink, fontsize=9)
+    turned = n_columns > 4 or any(len(column) > 9 for column in columns)
     how: Any = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if turned else {}
     axis.set_xticks(np.arange(n_columns) + 0.5, columns, **how)
     axis.set_yticks(np.arange(n_rows) + 0.5, rows)
-    axis.invert_yaxis()
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    axis.set(xlabel=_wrapped(column_factor, 30), ylabel=_wrapped(factorial.row_factor, 20))
+    axis.set(xlim=(0, n_columns), ylim=(n_rows, 0))
     figure.suptitle(title, x=0.02, ha="left", fontsize=10.5, fontweight="bold")
     return figure
 

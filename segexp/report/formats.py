@@ -363,20 +363,6 @@ def arms_csv(result: Result) -> str:
     return csv_table(rows)
 
 
-def datasets_csv(result: Result) -> str:
-    """A row per comparison across data sets, in the metric's own unit; new_low, new_high: for a new data set."""
-    rows = []
-    for one in (result, *result.others):
-        for over in one.over_datasets:
-            row: dict[str, Any] = {"conditions": pairs(over.conditions, ", "), "metric": one.metric.name}
-            row |= {} if one.metric.class_id == NO_CLASS else {"class": one.metric.class_id}
-            row |= {"candidate": over.candidate, "reference": over.reference, "n_datasets": len(over.differences)}
-            row |= {key: getattr(over.interval, key) for key in ("mean", "se", "df", "low", "high", "p")}
-            row |= {"p_holm": over.p_holm, "method": over.method}
-            rows.append(_cells(row | dict(zip(("new_low", "new_high"), over.prediction, strict=True))))
-    return csv_table(rows)
-
-
 def images_csv(result: Result) -> str:
     """A row per comparison and image: means over seeds of candidate and reference."""
     rows = []

@@ -113,7 +113,7 @@ def contents_of(result: Result) -> Contents:
     names = list(dict.fromkeys([*FIRST_QUESTIONS, *QUESTIONS]))
     answers, samples = [], []
     for block in result.blocks:
-        answers.append(answers_of(block, names, result.split))
+        answers.append(answers_of(block, names, result.split, result.metric))
         reference = block.comparisons[0].reference if block.comparisons else ""
         # The policy of all runs or, where it differs between them, of this block.
         policy = block.conditions.get("metrics.empty_policy", result.empty_policy)
@@ -311,7 +311,6 @@ def _downloads(result: Result, beside: str) -> tuple[list[dict[str, Any]], dict[
         "runs.csv": ("every run: scores, status, device and versions", formats.runs_csv(result)),
         "comparisons.csv": ("every comparison with all its numbers", formats.comparisons_csv(result)),
         "arms.csv": ("every arm: its mean with its 95 % interval", formats.arms_csv(result)),
-        "datasets.csv": ("every comparison across data sets", formats.datasets_csv(result)),
         "images.csv": ("every image of every comparison: means over seeds", formats.images_csv(result)),
     }
     downloads, linked, room = [], {}, MAX_EMBEDDED

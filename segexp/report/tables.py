@@ -23,6 +23,7 @@ from segexp.compare.result import (
     Metric,
     OverDatasets,
     Result,
+    Verdict,
 )
 from segexp.records.formatting import pairs, pluralize
 from segexp.records.runs import shown_state
@@ -83,6 +84,12 @@ def last_name(path: str) -> str:
     return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
+MAX_PAIRS = 15
+"""Of more pairs of arms (more than 6), tables and notes show only differences and verdicts."""
+PAIR_MARKS = (
+    "* better or worse, = equivalent or negligible, ? no test, by p after Holm's adjustment; others: inconclusive."
+)
+
 SCOPES = {
     "new seeds and new test images, this training set": "new seeds and test images",
     "new seeds and new test images, these training sets": "new seeds and test images, these folds",
@@ -122,12 +129,13 @@ def notes_of(block: Block) -> list[str]:
     image or seed decides come first."""
     shared: dict[str, list[str]] = {}
     for found in block.comparisons:
-        notes = [f"without {_called(one)} the verdict would be: {one.verdict}" for one in _changes(found)]
+        changes = [] if block.n_pairs > MAX_PAIRS else _changes(found)
+        notes = [f"without {_called(one)} the verdict would be: {one.verdict}" for one in changes]
         notes += [*found.warnings, *([f"not compared: {found.dropped}"] if found.dropped else [])]
         for note in notes:
             shared.setdefault(note, []).append(f"{found.candidate} against {found.reference}")
     n = len(block.comparisons)
-    notes = [note if len(of) == n > 1 else f"{'; '.join(of)}: {note}" for note, of in shared.items()]
+    notes = [note if len(of) == n > 1 else f"{short('; '.join(of), 400)}: {note}" for note, of in shared.items()]
     return [*notes, *block.warnings]
 
 
@@ -179,8 +187,9 @@ def _table(
 def of_block(block: Block, metric: Metric, prefix: str) -> tuple[list[Table], list[Table]]:
     """The tables of a block, those with rows: ranking, verdicts and what they depend on; and the details: the design,
     the numbers behind the verdicts, and two tables for each pair of factors. prefix: of their names."""
-    first = [ranking(block, metric, f"{prefix}ranking"), *verdicts(block, metric, f"{prefix}comparisons")]
-    details = list(behind(block, metric, f"{prefix}comparisons"))
+    first = [ranking(block, metric, f"{prefix}ranking"), all_pairs(block, metric, f"{prefix}pairs")]
+    first += verdicts(block, metric, f"{prefix}comparisons")[: 2 if block.n_pairs > MAX_PAIRS else 3]
+    details = [] if block.n_pairs > MAX_PAIRS else list(behind(block, metric, f"{prefix}comparisons"))
     for n, two in enumerate(block.factorials):
         details.append(factorial(two, metric, f"{prefix}factors-{n + 1}", block.title))
         details.append(interactions(two, metric, f"{prefix}interactions-{n + 1}", block.title))
@@ -226,6 +235,29 @@ def ranking(block: Block, metric: Metric, name: str) -> Table:
         f"arms by these intervals: pairs are compared by their differences. IQM: interquartile mean over {over}."
     )
     return _table(name, "Ranking", columns, block.ranking, note, block.title)
+
+
+def all_pairs(block: Block, metric: Metric, name: str) -> Table:
+    """Each arm minus each arm of lower rank, if all pairs are compared."""
+    arms = [arm.arm for arm in block.ranking] if block.n_pairs else []
+    cells = {(found.candidate, found.reference): pair_cell(found, metric) for found in block.comparisons}
+    columns = (("arm", ARM), ("rank", NUMBER), *((f"minus {n + 1}", NUMBER) for n in range(1, len(arms))))
+    rows = [(arm, str(n), *(cells.get((arm, other), "") for other in arms[1:])) for n, arm in enumerate(arms, start=1)]
+    note = f"Arm minus the arm of the rank in the title. {PAIR_MARKS}"
+    note += " --csv has intervals, and verdicts without single images and seeds." * (block.n_pairs > MAX_PAIRS)
+    return Table(name, fmt.in_unit(metric, "All pairs: difference"), columns, tuple(rows), note, block.title)
+
+
+PAIR_MARKS = (
+    "* better or worse, = equivalent or negligible, ? no test, by p after Holm's adjustment; others: inconclusive."
+)
+
+
+def pair_cell(found: Comparison, metric: Metric) -> str:
+    """The difference with a mark for the verdict."""
+    small = found.verdict == Verdict.EQUIVALENT or found.verdict.negligible
+    marks = "*" * found.verdict.significant + "=" * small + "?" * (found.verdict == Verdict.NO_TEST)
+    return f"{fmt.difference(metric, found.deciding.mean)} {marks}".rstrip()
 
 
 def score_limits(metric: Metric, interval: Interval) -> str:
@@ -476,18 +508,14 @@ def _details(block: Block, metric: Metric, name: str) -> Table:
         "(variance components), imprecise with few seeds; a dash where it cannot be separated."
     )
     if metric.rope > 0:
-        size = fmt.amount(metric, metric.rope, signed=False)
         columns.append(("worse / within / better (%)", NUMBER, _pivot))
-        note += (
-            f" worse / within / better: worse by more than {size}, within, better by more: share of the pivot "
-            "distribution of the t, not a posterior of a model."
-        )
+        note += f" worse / within / better: than +- {fmt.amount(metric, metric.rope, signed=False)}, "
+        note += "share of the pivot distribution of the t, not a posterior of a model."
     return _table(f"{name}-details", "In detail", columns, block.comparisons, note, block.title)
 
 
 def _pivot(found: Comparison) -> str:
-    known = [f"{100 * share:.1f}" for share in found.pivot.values() if not math.isnan(share)]
-    return " / ".join(known) or fmt.NOTHING
+    return " / ".join(number(round(100 * share, 1)) for share in found.pivot.values())
 
 
 def _won(found: Comparison) -> str:
@@ -547,7 +575,7 @@ def over_datasets(found: Sequence[OverDatasets], metric: Metric, name: str) -> T
     ]
     note = (
         "Every interval is from a t test over data sets. With another method for p, the two can disagree slightly. "
-        "95 % for a new data set: where the difference on one more data set of this kind lies, not their mean."
+        "95 % for a new data set: where its difference lies."
     )
     return _table(name, "Across data sets", columns, found, note)
 

@@ -70,7 +70,7 @@ def offered(words: list[str], current: str) -> list[str]:
     ("compare x --metric", {"dice,io": "dice,iou dice,iou_micro"}),
     ("compare x --class", {"": "each"}),
     ("report x --by", {"loss,act": "loss,activation"}),
-    ("report x --reference", {"act": "activation=sigmoid"}),
+    ("report x --reference", {"act": "activation=sigmoid", "al": "all"}),
     ("compare x --claims", {"n": "nieradzik2021"}),
     ("compare x --questions", {"al": "all", "cost,b": "cost,boundary", "cost,al": ""}),
     ("curves --hidden", {"relu,selu,ge": "relu,selu,gelu relu,selu,gelu_tanh", "al": "all", "nat": ""}),

@@ -1,7 +1,9 @@
 """What is adjusted for what: data sets, metrics and classes of one call are one family; scores of single classes."""
 
 import csv
+import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from segexp.compare.result import METRICS, Result
 from segexp.compare.statistics import holm, two_way
 from segexp.compare.verdict import SELECTED, compare
 from segexp.errors import UsageError
+from segexp.report.figures import forest, styled
 from segexp.report.formats import how_to_read
+from segexp.report.tables import of_block
 
 
 def make_arms(study: Path, effects: list[float], dataset: str = "a", rng: int = 0, n_images: int = 12) -> None:
@@ -245,3 +249,62 @@ def test_the_report_shows_further_metrics(
     assert mentions(capsys.readouterr().out, "Dice, tumour")
     assert "Dice, tumour: lesions" in out.read_text()
     assert (tmp_path / "tables" / "dice-class-2-1-comparisons.md").exists()
+
+
+def make_four(study: Path, gains: Sequence[float], rng: int = 0, **changes: Any) -> None:
+    for n, (arm, gain) in enumerate(zip(("sigmoid", "arctan", "softsign", "laplace"), gains, strict=True)):
+        candidate_KN, _ = drawn(4, 30, gain, rng=10 * rng + n)
+        make_arm(study, arm, candidate_KN, prefix=str(rng), **changes)
+
+
+def test_all_pairs_are_compared_once_from_the_better_arm_and_adjusted_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    make_four(tmp_path, (0, 0.1, -0.1, 0.05))
+    result = compare([tmp_path], reference="all")
+    (block,) = result.blocks
+    order = [arm.arm for arm in block.ranking]
+    assert [(c.candidate, c.reference) for c in block.comparisons] == list(itertools.combinations(order, 2))
+    assert (block.n_pairs, result.n_family) == (6, 6)
+    assert compare([tmp_path]).blocks[0].n_pairs == 0
+    p_holm = [c.p_holm for c in block.comparisons]
+    assert p_holm == pytest.approx(holm([c.deciding.p for c in block.comparisons]))
+    assert all(c.deciding.mean > 0 for c in block.comparisons)
+    assert cli.main(["compare", str(tmp_path), "--reference", "all"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = next(n for n, line in enumerate(lines) if line.startswith("All pairs"))
+    cells = {arm: f"{arm} {n}" for n, arm in enumerate(order, start=1)}
+    for one in block.comparisons:
+        cells[one.candidate] += f" {100 * one.deciding.mean:+.2f}" + " *" * one.verdict.significant
+    assert [" ".join(line.split()) for line in lines[at + 3 : at + 7]] == list(cells.values())
+    assert len({one.verdict for one in block.comparisons}) == 2
+
+
+def test_pairs_have_one_direction_on_all_data_sets(tmp_path: Path):
+    """The better arm of one data set is the worse of another: differences across them must not change their sign."""
+    for n, name in enumerate("abc"):
+        gains = (0, 0.03, -0.02, 0.05) if n else (0.05, 0, 0.03, -0.02)
+        make_four(tmp_path, gains, n, config={"dataset.name": name}, dataset_sha=name * 64, split_sha=name * 64)
+    result = compare([tmp_path], reference="all")
+    assert len(result.over_datasets) == 6
+    for found in result.over_datasets:
+        for block in result.blocks:
+            means = {arm.arm: arm.mean for arm in block.ranking}
+            expected = means[found.candidate] - means[found.reference]
+            assert found.differences[block.dataset] == pytest.approx(expected)
+    assert any(min(one.differences.values()) < 0 < max(one.differences.values()) for one in result.over_datasets)
+
+
+def test_many_pairs_are_shown_by_their_differences_and_verdicts_alone(tmp_path: Path):
+    for n in range(7):
+        make_arm(tmp_path, f"arm{n}", drawn(3, 12, 0.01 * n, rng=n)[0])
+    block = compare([tmp_path], by=["activation"], reference="all").blocks[0]
+    metric = compare([tmp_path], by=["activation"], reference="all").metric
+    first, details = of_block(block, metric, "")
+    assert [table.name for table in first] == ["ranking", "pairs", "comparisons"]
+    assert details == []
+    with styled():
+        (drawing,) = forest(block, metric, "x")
+    (axis,) = drawing.figure.axes
+    assert len(axis.patches) == len(block.comparisons) == 21
+    assert [text.get_text() for text in axis.get_yticklabels()] == [arm.arm for arm in block.ranking[:-1]]

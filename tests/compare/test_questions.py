@@ -620,7 +620,7 @@ def test_real_runs_answer_every_question(real: dict[str, list[Path]], split: str
         assert [found["arm"] for found in answer.rows] == ["softmax", "independent"]
         assert len({tuple(found) for found in answer.rows}) == 1
         json.dumps(answer.rows)  # plain values
-        assert answer.panels
+        assert answer.panels or answer.name == "ranking"  # which needs three seeds
         for panel in answer.panels:
             for curve in panel.curves:
                 assert len(curve.x) == len(curve.y) > 0

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from segexp.compare.result import Answer, Block, Curve, Panel
+from segexp.compare.result import METRICS, Answer, ArmScore, Block, Curve, Metric, Panel
 from segexp.errors import UsageError
 from segexp.evaluation import dice_and_iou, expected_calibration_error, fp_rate_empty, mean_or_nan, primary_score
 from segexp.records.runs import Run, run_at, shown_state
@@ -37,14 +37,19 @@ NO_BINS = "activations without probabilities have no reliability diagram"
 BANDS = "Lines are means over runs, each of the same weight; bands reach from the lowest to the highest run."
 
 
+Compared = tuple[Sequence[ArmScore], Metric]
+ALONE: Compared = ((), METRICS["dice"])
+
+
 class Reading:
     """The finished runs of each arm, and notes on the runs that are left out.
 
-    titles: a question may add titles of columns that depend on the runs.
+    titles: a question may add titles of columns that depend on the runs; ranking, metric: what `compare` found.
     """
 
-    def __init__(self, arms: Mapping[str, Sequence[Path]], split: str) -> None:
+    def __init__(self, arms: Mapping[str, Sequence[Path]], split: str, compared: Compared = ALONE) -> None:
         self.split, self.titles = split, dict[str, str]()
+        self.ranking, self.metric = compared
         self.n_runs = sum(len(directories) for directories in arms.values())
         self._arm_of = {Path(os.path.abspath(path)): arm for arm, of_arm in arms.items() for path in of_arm}
         self._noted: dict[str, tuple[dict[Path, str], str]] = {}
@@ -253,9 +258,9 @@ class Question:
     titles: Mapping[str, str]
     analyse: Callable[[Reading], Findings]
 
-    def answer(self, arms: Mapping[str, Sequence[Path]], split: str) -> Answer:
+    def answer(self, arms: Mapping[str, Sequence[Path]], split: str, compared: Compared = ALONE) -> Answer:
         """The answer, with notes on runs that lack what is needed."""
-        reading = Reading(arms, split)
+        reading = Reading(arms, split, compared)
         rows, panels, notes = self.analyse(reading)
         titles = {**self.titles, **reading.titles}
         return Answer(self.name, self.title, tuple(rows), drawn(panels), (*notes, *reading.notes()), titles)
@@ -275,7 +280,9 @@ def question(title: str, titles: Mapping[str, str]) -> Callable[[Callable[[Readi
     return register
 
 
-def ask(names: Sequence[str], arms: Mapping[str, Sequence[Path]], split: str = "test") -> list[Answer]:
+def ask(
+    names: Sequence[str], arms: Mapping[str, Sequence[Path]], split: str = "test", compared: Compared = ALONE
+) -> list[Answer]:
     """The answers to the questions ``names``, in this order.
 
     arms: label -> directories of finished runs, of one data set under equal conditions; each run has the same weight.
@@ -283,13 +290,13 @@ def ask(names: Sequence[str], arms: Mapping[str, Sequence[Path]], split: str = "
     """
     if split not in SPLITS:
         raise UsageError(f"split {split}: choose {' or '.join(SPLITS)}")
-    return [asked.answer(arms, split) for asked in [QUESTIONS.find(name) for name in names]]
+    return [asked.answer(arms, split, compared) for asked in [QUESTIONS.find(name) for name in names]]
 
 
-def answers_of(block: Block, names: Sequence[str], split: str = "test") -> tuple[Answer, ...]:
+def answers_of(block: Block, names: Sequence[str], split: str, metric: Metric) -> tuple[Answer, ...]:
     """The answers for the arms of a block; none for collected tables, which have no run directories."""
     arms = {arm.arm: [Path(directory) for directory in arm.directories] for arm in block.ranking if arm.directories}
-    return tuple(ask(names, arms, split)) if arms else ()
+    return tuple(ask(names, arms, split, (block.ranking, metric))) if arms else ()
 
 
 for _module in pkgutil.iter_modules(__path__):

@@ -63,7 +63,7 @@ def command(words: Sequence[str]) -> int:
 
     from segexp.config.compose import hydra_session, readable
     from segexp.report.page import refuse_foreign
-    from segexp.sweep import local_options, print_plan
+    from segexp.sweep import local_options
     from segexp.sweep.decide import Budget, Question, arms_of, decide, deciding, tuned
     from segexp.sweep.plan import base_of
 
@@ -77,7 +77,7 @@ def command(words: Sequence[str]) -> int:
         report = options.out or arms.study / "report.html"
         refuse_foreign(report)
         if options.dry_run:
-            print_plan(arms.plan)
+            _print_plan(arms)
             return _dry_run(arms, question, local)
         with ignoring_closed_output():
             if options.tune:
@@ -86,10 +86,17 @@ def command(words: Sequence[str]) -> int:
                     return FAILED
                 overrides = [*overrides, f"tuned={path}"]
                 base, arms = base_of(overrides, extra), arms_of(overrides, extra, question)
-            print_plan(arms.plan)
+            _print_plan(arms)
             with deciding(arms, question) as decision:
                 outcome = decide(arms, question, decision, base, extra, budget, _print_look)
             return _print_end(outcome, arms, question, report)
+
+
+def _print_plan(arms: "Arms") -> None:
+    from segexp.sweep import print_plan
+
+    print("at most ", end="")
+    print_plan(arms.plan)
 
 
 def _looks(options: Namespace) -> tuple[int, ...]:

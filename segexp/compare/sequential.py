@@ -56,11 +56,11 @@ def at_look(interval: Interval, share: float, share_within: float) -> Interval:
 def adjusted(interval: Interval, *arms: Collection[Run]) -> Interval:
     """`at_look` for the runs of these arms, together: the last look that all of them have. The interval itself where
     their study is not sequential."""
-    looks = [max((run for run in arm if run.row.get("look")), key=_look, default=None) for arm in arms]
-    known = [run for run in looks if run is not None]
-    if not known:
+    used = ([run for run in arm if run.row.get("look", "").isdecimal()] for arm in arms)
+    last = [max(runs, key=_look) for runs in used if runs]
+    if not last:
         return interval
-    run = min(known, key=_look)
+    run = min(last, key=_look)
     return at_look(interval, run.number("look_share"), run.number("look_share_within"))
 
 

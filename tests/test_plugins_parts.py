@@ -645,7 +645,7 @@ def test_the_parts_of_a_plugin_go_through_every_command(tmp_path: Path) -> None:
     assert float(rates[-1]) == pytest.approx(float(rates[0]) / 2)
 
     # Interrupted and resumed: the same bytes as without interruption.
-    long = ("trainer.epochs=40", *training, "study.name=whole")
+    long = ("trainer.epochs=25", *training, "study.name=whole")
     segexp_("train", *with_plugin, *long)
     (whole,) = (tmp_path / "outputs" / "whole").glob("*-*")
     words = [sys.executable, "-m", "segexp", "train", *with_plugin, *long[:-1], "study.name=cut"]

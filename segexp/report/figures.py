@@ -152,9 +152,9 @@ def of_arms(block: Block, metric: Metric, name: str) -> list[Drawing]:
     if not known:
         return []
     values = [f"{arm.arm} {_mean(metric, arm)}" for arm in known]
-    alt = f"Mean {fmt.with_unit(metric)} of each arm with its 95 % interval. {_listed(values)}"
+    alt = f"Mean {fmt.with_unit(metric)} of each arm with its {block.interval}. {_listed(values)}"
     caption = [
-        f"Bars: 95 % interval of each arm's mean, for {interval_for(known, metric)}. They are not for comparing arms: "
+        f"Bars: {block.interval} of each arm's mean, for {interval_for(known, metric)}. They are not for comparing arms: "
         "pairs are compared by their differences."
     ]
     if len(known) > MAX_ROWS:

@@ -320,10 +320,7 @@ def _of_verdict(block: Block, metric: Metric) -> list[Column]:
     if any(fmt.p_value(f.p_block) != fmt.p_value(f.p_holm) for f in block.comparisons if not math.isnan(f.p_block)):
         columns.append(("p, Holm here", NUMBER, lambda found: fmt.p_value(found.p_block)))
     if block.sequential:
-        columns += [
-            ("share", NUMBER, lambda found: f"{found.deciding.share:.2f}"),
-            ("for equivalence", NUMBER, lambda found: f"{found.deciding.share_within:.2f}"),
-        ]
+        columns.append(("share", NUMBER, lambda c: f"{c.deciding.share:.2f}, {c.deciding.share_within:.2f}"))
     return columns
 
 
@@ -350,8 +347,9 @@ def _verdicts(block: Block, metric: Metric, name: str) -> Table:
         note += " p, Holm: over everything in this call, decides. p, Holm here: over those of this data set and metric."
     if block.sequential:
         note += (
-            " Decided by looks: each comparison counts as at its last look, which had this share of alpha (5 %). "
-            "p / share is p divided by it; repeated intervals, of level 1 - share x 5 %, hold at all looks together."
+            " Decided by looks: each comparison counts as at its last look. share: of alpha (5 %) at that look, for a "
+            "difference and for equivalence. p / share is p divided by it. Repeated intervals, of level 1 - share x 5 %, "
+            "hold at all looks together."
         )
     if Method.OVER_SPLITS in methods:
         note += (

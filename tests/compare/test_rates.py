@@ -38,15 +38,15 @@ def test_a_rate_fails_where_chance_does_not_explain_it(rates: ModuleType):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("table", "which", "repetitions"), [
-    ("normal scores", r"(3|5) seeds, 20 images|(4|5) seeds, 100 images", 300),
-    ("other variances", r"\((0|1), 1, 1\): (4|5) seeds, 200 images", 400),
-    ("power", "", 300),
+    ("normal scores", r"(3|5) seeds, 20 images|(4|5) seeds, 100 images", 150),
+    ("other variances", r"\((0|1), 1, 1\): (4|5) seeds, 200 images", 200),
+    ("power", "", 150),
     ("other scores", "2.5 degrees.*, 100 images|ties.*, 30|empty masks, 30|rare.* 30|, grouped", 150),
     ("training sets", "5 folds, [15]", 150),
     ("real learners", "", 200),
     ("rare failures", "", 200),
-    ("equivalence", "5 seeds, 100 images", 300),
-    ("equivalence and rare failures", "^20 images", 300),
+    ("equivalence", "5 seeds, 100 images", 150),
+    ("equivalence and rare failures", "^20 images", 150),
     ("several answers", "data sets|3 scores", 200),
     ("coverage", "", 200),
 ])  # fmt: skip

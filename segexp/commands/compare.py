@@ -16,7 +16,8 @@ paths are read together; duplicate runs are counted once.
 
 Arms are compared on the same images and seeds under equal conditions. Any other setting that varies between runs splits
 them into blocks. By default an arm is hidden activation, output activation and loss, as far as they vary (--by), and
-the reference is activation=sigmoid or hidden_activation=native, at each level of the other settings (--reference).
+the reference is activation=sigmoid or hidden_activation=native, at each level of the other settings (--reference, or
+--reference all: every two arms).
 
 Each verdict uses a two-way t test over seeds and images where it can. The column "inference for" says what a verdict
 and its 95 % interval hold for: new seeds and new test images with this training set; only new seeds; or new training

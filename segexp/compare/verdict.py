@@ -84,8 +84,8 @@ def compare(
     metric: one or several; the first is that of the result, the others are in `Result.others`, and Holm's adjustment is
     over all; class_: name or id of the only foreground class that is scored, or "each" for all of them, one by one. by:
     groups or keys of the configuration that make an arm (default: hidden_activation, activation and loss, if they
-    vary); reference: "activation=sigmoid,loss=bce"; rope: half-width of negligible differences, in points where the
-    metric is printed in points; where: only runs with these values; loaded: the runs under ``paths``, if they have been
+    vary); reference: "activation=sigmoid,loss=bce" or "all"; rope: half-width of what is negligible, in points where
+    it is printed in points; where: only runs with these values; loaded: the runs under ``paths``, if they have been
     read before. Raises UsageError where there are no runs with scores, only one arm, or unknown names.
     """
     names = [metric] if isinstance(metric, str) else metric

@@ -135,7 +135,7 @@ def pair_map(block: Block, metric: Metric, name: str) -> Drawing:
     """The differences of all pairs of arms, coloured by verdict."""
     arms = list(unique_labels([arm.arm for arm in block.ranking], 20).values())
     at = {arm.arm: n for n, arm in enumerate(block.ranking)}
-    places: dict[tuple[int, ...], tuple[str, Any]] = {}
+    places: dict[Any, tuple[str, Any]] = {}
     for found in block.comparisons:
         tint = 0.6 + 0.4 * np.array(to_rgb(VERDICT_COLOURS.get(found.verdict.word, MUTED)))
         places[at[found.candidate], at[found.reference] - 1] = tables.pair_cell(found, metric), tint
@@ -375,12 +375,10 @@ def draw_heat_map(factorial: Factorial, metric: Metric, scale: tuple[float, floa
     return figure
 
 
-Cells = Mapping[tuple[int, ...], tuple[str, Any]]
-"""(row, column) -> text and colour (red, green, blue) of a cell, None for no colour."""
-
-
-def draw_cells(rows: Sequence[str], columns: Sequence[str], cells: Cells, title: str, about: str) -> Figure:
-    """A table of coloured cells."""
+def draw_cells(
+    rows: Sequence[str], columns: Sequence[str], cells: Mapping[Any, tuple[str, Any]], title: str, about: str
+) -> Figure:
+    """A table of coloured cells. cells: (row, column) -> text, and colour (red, green, blue) or None."""
     n_rows, n_columns = len(rows), len(columns)
     width = max(4.2, 1.9 + 0.72 * n_columns)
     title = "\n".join(_wrapped(text, round(11 * width)) for text in (title, about) if text)

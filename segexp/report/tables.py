@@ -86,9 +86,7 @@ def last_name(path: str) -> str:
 
 MAX_PAIRS = 15
 """Of more pairs of arms (more than 6), tables and notes show only differences and verdicts."""
-PAIR_MARKS = (
-    "* better or worse, = equivalent or negligible, ? no test, by p after Holm's adjustment; others: inconclusive."
-)
+PAIR_MARKS = "* better or worse, = equivalent or negligible, ? no test, none: inconclusive (all by Holm's p)."
 
 SCOPES = {
     "new seeds and new test images, this training set": "new seeds and test images",
@@ -246,11 +244,6 @@ def all_pairs(block: Block, metric: Metric, name: str) -> Table:
     note = f"Arm minus the arm of the rank in the title. {PAIR_MARKS}"
     note += " --csv has intervals, and verdicts without single images and seeds." * (block.n_pairs > MAX_PAIRS)
     return Table(name, fmt.in_unit(metric, "All pairs: difference"), columns, tuple(rows), note, block.title)
-
-
-PAIR_MARKS = (
-    "* better or worse, = equivalent or negligible, ? no test, by p after Holm's adjustment; others: inconclusive."
-)
 
 
 def pair_cell(found: Comparison, metric: Metric) -> str:

@@ -20,6 +20,7 @@ from functools import partial
 import error_rates as rates
 import numpy as np
 from error_rates import Bounds, Events, Rng, Row, Setting, points, setting
+from scipy.special import stdtr
 
 from segexp.compare import sequential
 from segexp.compare import statistics as stats
@@ -124,41 +125,48 @@ def of_splits(scores_J: Sequence[np.ndarray], n_test: int, n_train: int) -> Evid
 # Studies
 
 
-def events(evidence: EvidenceOf, truth_C: Sequence[float], fixed: bool = False) -> Events:
-    """What happened in a study whose candidates are better by ``truth_C`` points. fixed: also what each fixed design
-    finds."""
+def events(evidence: EvidenceOf, truth_C: Sequence[float]) -> dict[str, float | None]:
+    """What happened in a study whose candidates are better by ``truth_C`` points."""
     ended = looked_at(partial(by_arrays, evidence), len(truth_C))
     first = ended.evidence_C[0].interval
     pairs = list(zip(ended.verdict_C, truth_C, strict=True))
     same = [v == Verdict.EQUIVALENT or v.negligible for v in ended.verdict_C]
     margins = [said for said, truth in zip(same, truth_C, strict=True) if abs(truth) / 100 >= ROPE]
     equal = [v == Verdict.EQUIVALENT for v, truth in pairs if not truth]
-    found: dict[str, float | None] = {
+    better = [v.word == Verdict.BETTER for v, truth in pairs if truth > 0]
+    return {
         FALSE: any(v.significant and not (v.word == Verdict.BETTER and truth > 0) for v, truth in pairs),
         SAME: any(margins) if margins else None,
         HOLDS: None if math.isnan(first.low) else first.low <= truth_C[0] / 100 <= first.high,
-        FOUND: found_by(ended.verdict_C, truth_C),
+        FOUND: sum(better) / len(better) if better else None,
         EQUAL: sum(equal) / len(equal) if equal else None,
         OPEN: sum(v == Verdict.INCONCLUSIVE for v in ended.verdict_C) / len(pairs),
         RUNS: ended.runs,
     }
-    if fixed:
-        for K in range(FEWEST_SEEDS, LAST + 1):
-            of_K = sequential.decided(
-                [evidence(c, K).interval for c in range(len(truth_C))], [ROPE] * len(truth_C), True
-            )
-            found[fixed_design(K)] = found_by(of_K, truth_C)
-    return found
-
-
-def found_by(verdict_C: Sequence[Verdict], truth_C: Sequence[float]) -> float | None:
-    """The share of the better candidates that are called better."""
-    better = [v.word == Verdict.BETTER for v, truth in zip(verdict_C, truth_C, strict=True) if truth > 0]
-    return sum(better) / len(better) if better else None
 
 
 def fixed_design(K: int) -> str:
     return f"found with {K} seeds"
+
+
+def fixed_designs(D_CKN: np.ndarray, truth_C: Sequence[float]) -> dict[str, float]:
+    """The share of better candidates that each fixed design calls better: `segexp.compare.statistics.two_way` for the
+    first 3, 4, ... seeds at once."""
+    N = D_CKN.shape[2]
+    k = np.arange(1, LAST + 1)
+    row_CK, column_CKN = D_CKN.mean(axis=2), D_CKN.cumsum(axis=1) / k[:, None]
+    mean_CK = column_CKN.mean(axis=2)
+    seeds_CK = N * ((row_CK**2).cumsum(axis=1) - k * mean_CK**2)
+    images_CK = k * ((column_CKN - mean_CK[..., None]) ** 2).sum(axis=2)
+    rest_CK = (D_CKN**2).sum(axis=2).cumsum(axis=1) - k * N * mean_CK**2 - seeds_CK - images_CK
+    several = slice(FEWEST_SEEDS - 1, None)
+    k, mean_CK = k[several], mean_CK[:, several]
+    ms = seeds_CK[:, several] / (k - 1), images_CK[:, several] / (N - 1), rest_CK[:, several] / ((k - 1) * (N - 1))
+    se_CK, df_CK = stats.standard_error(*ms, np.broadcast_to(k, mean_CK.shape), N)
+    p_CK = 2 * stdtr(df_CK, -abs(mean_CK) / se_CK)
+    called_CK = np.array([stats.holm(p_C) < ALPHA for p_C in p_CK.T]).T & (mean_CK > 0)
+    share_K = called_CK[np.array(truth_C) > 0].mean(axis=0)
+    return {fixed_design(int(K)): float(share) for K, share in zip(k, share_K, strict=True)}
 
 
 def looks_study(rng: Rng, made: Callable[..., np.ndarray | list[Run]], C: int, **design: int) -> Events:
@@ -167,12 +175,11 @@ def looks_study(rng: Rng, made: Callable[..., np.ndarray | list[Run]], C: int, *
     return events(of_values(data / 100 if isinstance(data, np.ndarray) else values_of(data)), [0] * C)
 
 
-def effect_study(
-    rng: Rng, N: int, truth_C: Sequence[float], sds: Sequence[float] = rates.USUAL, fixed: bool = True
-) -> Events:
+def effect_study(rng: Rng, N: int, truth_C: Sequence[float], sds: Sequence[float] = rates.USUAL) -> Events:
     scores = points(rng, len(truth_C) + 1, LAST, N, sds)
     scores[1:] += np.reshape(truth_C, (-1, 1, 1))
-    return events(of_values(scores / 100), truth_C, fixed)
+    found = events(of_values(scores / 100), truth_C)
+    return found | fixed_designs((scores[1:] - scores[0]) / 100, truth_C) if any(truth_C) else found
 
 
 def splits_study(rng: Rng) -> Events:
@@ -249,7 +256,7 @@ def equivalences() -> list[Setting]:
 
 
 def margin_study(rng: Rng, truth: float, C: int, N: int) -> Events:
-    return effect_study(rng, N, [truth] * C, rates.STABLE, False)
+    return effect_study(rng, N, [truth] * C, rates.STABLE)
 
 
 def savings() -> list[Setting]:

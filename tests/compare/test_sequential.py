@@ -204,6 +204,20 @@ def test_analysed_differences_are_the_two_way_test():
     assert found.floor_se == pytest.approx(math.sqrt(whole.var_image / 40))
 
 
+def test_fixed_designs_are_compared_as_by_the_two_way_test(rates: ModuleType):
+    rng, truth = np.random.default_rng(1), [1.5, 0, 0.8]
+    found = []
+    for _ in range(6):
+        D = 3 * rng.normal(size=(3, rates.LAST, 30)) + rng.normal(size=(3, 1, 30)) + np.reshape(truth, (3, 1, 1))
+        D /= 100
+        fixed = rates.fixed_designs(D, truth)
+        for K in (3, 4, 5, 12, 27):
+            verdicts = decided([stats.two_way(D[c, :K]).interval for c in range(3)], [ROPE] * 3, True)
+            found.append(sum(verdicts[c].word == Verdict.BETTER for c in (0, 2)) / 2)
+            assert fixed[rates.fixed_design(K)] == found[-1]
+    assert set(found) == {0, 0.5, 1}
+
+
 def test_a_study_that_is_clear_at_once_ends_at_the_first_look(rates: ModuleType):
     scores = np.random.default_rng(0).normal(70, 0.1, (3, LOOKS[-1], 20))
     scores[1:] += 5

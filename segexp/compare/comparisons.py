@@ -11,16 +11,17 @@ from segexp.compare.blocks import Arms, BlockRuns, Levels
 from segexp.compare.procedures import TestResult, tested
 from segexp.compare.result import ALPHA, FEWEST_SEEDS, Comparison, Each, Influence, Interval, Method, Metric, Verdict
 from segexp.compare.scorer import Scorer
-from segexp.compare.sequential import adjusted
+from segexp.compare.sequential import adjusted, together
 from segexp.records.runs import Run
 
 
 def compared(pair: tuple[Levels, Levels], block: BlockRuns, arms: Arms, scorer: Scorer) -> Comparison:
     """One comparison. p_holm and verdict are added when all comparisons of the call are known (`with_holm`)."""
-    candidate, reference = pair
-    runs = [block.arms[levels].scored.values() for levels in pair]
-    found = tested(block.arms[candidate], block.arms[reference], arms, scorer)
-    one = _at_look(_comparison(found, arms.label(candidate), arms.label(reference), scorer), runs)
+    candidate, reference = (block.arms[levels] for levels in pair)
+    a, b = together(candidate.scored, reference.scored)
+    runs = [a.values(), b.values()]
+    found = tested(replace(candidate, scored=a), replace(reference, scored=b), arms, scorer)
+    one = _at_look(_comparison(found, arms.label(pair[0]), arms.label(pair[1]), scorer), runs)
     if found.over_folds is None or found.over_folds.method == Method.NONE:
         return one
     over_folds = _comparison(found.over_folds, one.candidate, one.reference, scorer)

@@ -9,13 +9,14 @@ p of a single test, and Holm's adjustment over the last p / w_j of all compariso
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
 from segexp.compare import statistics as stats
+from segexp.compare.blocks import RunKey
 from segexp.compare.result import ALPHA, Comparison, Interval, Verdict
 from segexp.records.runs import Run
 
@@ -56,16 +57,24 @@ def at_look(interval: Interval, share: float, share_within: float) -> Interval:
 def adjusted(interval: Interval, *arms: Collection[Run]) -> Interval:
     """`at_look` for the runs of these arms, together: the last look that all of them have. The interval itself where
     their study is not sequential."""
-    used = ([run for run in arm if run.row.get("look", "").isdecimal()] for arm in arms)
-    last = [max(runs, key=_look) for runs in used if runs]
+    last = [run for arm in arms if (run := max(arm, key=_look, default=None)) and _look(run)]
     if not last:
         return interval
     run = min(last, key=_look)
     return at_look(interval, run.number("look_share"), run.number("look_share_within"))
 
 
+def together(*arms: Mapping[RunKey, Run]) -> list[dict[RunKey, Run]]:
+    """The runs of these arms up to the last look that all of them have. A reference goes on when a comparison has
+    stopped; where seeds are not paired, its later ones would test that comparison again at a share that is spent."""
+    last = min((n for arm in arms if (n := max(map(_look, arm.values()), default=0))), default=0)
+    return [{key: run for key, run in arm.items() if _look(run) <= last} for arm in arms]
+
+
 def _look(run: Run) -> int:
-    return int(run.row["look"])
+    """0 where no look has used it."""
+    look = run.row.get("look", "")
+    return int(look) if look.isdecimal() else 0
 
 
 @dataclass(frozen=True)

@@ -196,6 +196,21 @@ def test_looks_at_arrays_are_those_of_compare(rates: ModuleType, which: str):
             assert fast.runs < 4 * rates.LAST
 
 
+def test_seeds_that_the_reference_gets_later_are_no_part_of_a_comparison_that_has_stopped(rates: ModuleType):
+    """Unpaired arms use all seeds of both: each later look would test again, at the share of the earlier look."""
+    runs = rates.rates.runs_of(rates.points(np.random.default_rng(0), 3, LOOKS[-1], 20))
+    other = [
+        replace(run, cells={**run.cells, "init_sha": "other"}) if run.row["config_activation_name"] == "arctan" else run
+        for run in runs
+    ]
+    for of_study in (runs, other):
+        (stopped, _), _ = rates.by_compare(of_study, [1, 1])
+        (later, goes_on), _ = rates.by_compare(of_study, [1, 3])
+        a, b = stopped.interval, later.interval
+        assert (a.mean, a.se, a.df, a.low) == (b.mean, b.se, b.df, b.low)
+        assert (later.n, goes_on.n) == (LOOKS[1], LOOKS[3])
+
+
 def test_analysed_differences_are_the_two_way_test():
     D = np.random.default_rng(0).normal(0.01, 0.02, (6, 40))
     found, whole = analysed(D), stats.two_way(D)

@@ -86,7 +86,7 @@ def last_name(path: str) -> str:
 
 MAX_PAIRS = 15
 """Of more pairs of arms (more than 6), tables and notes show only differences and verdicts."""
-PAIR_MARKS = "* better or worse, = equivalent or negligible, ? no test, none: inconclusive (all by Holm's p)."
+PAIR_MARKS = "* better or worse, = equivalent or negligible, ? no test"
 
 SCOPES = {
     "new seeds and new test images, this training set": "new seeds and test images",
@@ -241,7 +241,7 @@ def all_pairs(block: Block, metric: Metric, name: str) -> Table:
     cells = {(found.candidate, found.reference): pair_cell(found, metric) for found in block.comparisons}
     columns = (("arm", ARM), ("rank", NUMBER), *((f"minus {n + 1}", NUMBER) for n in range(1, len(arms))))
     rows = [(arm, str(n), *(cells.get((arm, other), "") for other in arms[1:])) for n, arm in enumerate(arms, start=1)]
-    note = f"Arm minus the arm of the rank in the title. {PAIR_MARKS}"
+    note = f"Arm minus the arm of the rank in the title. {PAIR_MARKS}; else inconclusive."
     note += " --csv has intervals, and verdicts without single images and seeds." * (block.n_pairs > MAX_PAIRS)
     return Table(name, fmt.in_unit(metric, "All pairs: difference"), columns, tuple(rows), note, block.title)
 

@@ -154,8 +154,8 @@ def of_arms(block: Block, metric: Metric, name: str) -> list[Drawing]:
     values = [f"{arm.arm} {_mean(metric, arm)}" for arm in known]
     alt = f"Mean {fmt.with_unit(metric)} of each arm with its {block.interval}. {_listed(values)}"
     caption = [
-        f"Bars: {block.interval} of each arm's mean, for {interval_for(known, metric)}. They are not for comparing arms: "
-        "pairs are compared by their differences."
+        f"Bars: {block.interval} of each arm's mean, for {interval_for(known, metric)}. They are not for comparing arms"
+        ": pairs are compared by their differences."
     ]
     if len(known) > MAX_ROWS:
         caption.append(f"{pluralize(len(known) - MAX_ROWS, 'arm')} of lower rank: in the table.")

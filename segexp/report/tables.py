@@ -340,9 +340,9 @@ def _verdicts(block: Block, metric: Metric, name: str) -> Table:
         note += " p, Holm: over everything in this call, decides. p, Holm here: over those of this data set and metric."
     if block.sequential:
         note += (
-            " Decided by looks: each comparison counts as at its last look. share: of alpha (5 %) at that look, for a "
-            "difference and for equivalence. p / share is p divided by it. Repeated intervals, of level 1 - share x 5 %, "
-            "hold at all looks together."
+            " Decided by looks: each comparison counts as at its last look. share: of alpha (5 %) at that look, "
+            "for a difference and for equivalence. p / share is p divided by it. Repeated intervals, of level 1 - "
+            "share x 5 %, hold at all looks together."
         )
     if Method.OVER_SPLITS in methods:
         note += (

@@ -65,8 +65,10 @@ def read_decision(study: Path, begins: bool = False) -> Decision | None:
     that was edited, cut or removed."""
     path = study / FILE
     cure = f"{path} was edited, cut or removed: restore it, without it no p of this study is valid"
+    counted = study / LOCK / "looks"
+    taken = read_text(counted, inside=study) if counted.exists() else ""
     if not path.exists():
-        if (study / LOCK).is_dir() and not begins:
+        if taken and (not begins or taken > "000"):
             raise UsageError(cure)
         return None
     entries = read_json(path, study)
@@ -77,8 +79,7 @@ def read_decision(study: Path, begins: bool = False) -> Decision | None:
         before, given = _checksum(before, entry), entry.pop("sha256", None)
         if before != given:
             raise UsageError(cure)
-    counted = study / LOCK / "looks"
-    if counted.exists() and read_text(counted, inside=study) > str(len(entries) - 1).zfill(3):
+    if taken > str(len(entries) - 1).zfill(3):
         raise UsageError(cure)
     return Decision(path, entries[0], tuple(entries[1:]))
 

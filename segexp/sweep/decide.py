@@ -215,7 +215,8 @@ def _begun(arms: Arms, question: Question) -> Decision:
         "comparisons": arms.m,
     }
     facts |= {"share": list(shares(n)), "share_within": list(shares_within(n))}
-    facts["found"] = sorted(job.spec.run_id for job in arms.plan.jobs if _status(job) in FINAL)
+    ended = sorted(job.spec.run_id for job in arms.plan.jobs if _status(job) in FINAL)
+    facts["found"] = known.design["found"] if known else ended
     decision = Decision(study / FILE, {**facts, **asked})
     write_decision(decision)
     return decision
@@ -320,7 +321,7 @@ def _look(
 ) -> tuple[Decision, Found]:
     """Record look ``number``; returns the decision with it, and its result."""
     used = {run_id for look in decision.looks for run_id in look["runs"]}
-    jobs = [job for arm in open_arms for of_seed in arms.jobs[arm].values() for job in of_seed]
+    jobs = [job for seed in range(question.looks[number - 1]) for job in arms.of_seed(open_arms, seed)]
     runs = sorted(job.spec.run_id for job in jobs if job.spec.run_id not in used and _status(job) == "done")
     look: dict[str, Any] = {"look": number, "runs": runs, "date": now(), "hours": round(meter.hours, 4)}
     look |= {key: decision.design[key][number - 1] for key in SHARES}

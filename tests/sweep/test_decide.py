@@ -1,0 +1,373 @@
+"""`segexp decide`: which arms get more seeds, what is recorded and refused, and that an interruption changes nothing.
+
+Runs are not trained here but made up, each with a score that depends on its arm and its seed.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_scores import make_run
+from messages import mentions
+from tiny import TINY
+
+from segexp import cli
+from segexp.commands import decide as command
+from segexp.compare.sequential import shares, shares_within
+from segexp.config import Config
+from segexp.records import flatten, read_run
+from segexp.records.decision import FILE, Decision, read_decision, write_decision
+from segexp.records.files import MOST_BYTES
+from segexp.records.runs import FINAL
+from segexp.sweep import SweepReport, SweptRun
+from segexp.sweep import decide as deciding
+from segexp.sweep.plan import Job, Plan, make_plan
+
+Captured = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
+
+N_IMAGES = 40
+LOOKS = (3, 4, 6)
+STUDY = Path("outputs/question")
+QUESTION = ("loss=dice", "study.name=question", "outputs=outputs", "--looks", ",".join(map(str, LOOKS)))
+ARMS = "activation=sigmoid,arctan,normal_cdf,softsign"
+
+EFFECTS: Mapping[str, tuple[float, float]] = {
+    "sigmoid": (0, 0.0002),
+    "arctan": (0.05, 0.0002),  # clearly better
+    "normal_cdf": (0.02, 0.008),  # better, which takes some seeds
+    "softsign": (0, 0.2),  # seeds differ so much that no look can decide
+}
+"""Mean difference to the reference, and the standard deviation of seeds, of each activation."""
+
+
+def seeded(*what: object) -> np.random.Generator:
+    return np.random.default_rng(int(hashlib.sha256(repr(what).encode()).hexdigest()[:8], 16))
+
+
+def scores_of(config: Config) -> np.ndarray | str:
+    """Dice of the test images of a run."""
+    effect, sd = EFFECTS[config.activation.name]
+    images = 0.5 + 0.05 * seeded(config.dataset.name).standard_normal(N_IMAGES)
+    # Seeds as far apart as their standard deviation says, with no luck in it.
+    of_seed = sd * (-1) ** config.seed * (1 + config.seed / 10)
+    return images + effect + of_seed + 0.001 * seeded(config.activation.name, config.seed).standard_normal(N_IMAGES)
+
+
+@dataclasses.dataclass
+class Training:
+    """What is trained in place of `carry_out`. score: Dice of the images of a run, or the state in which it ends;
+    before: is called with the number of each run before it begins."""
+
+    score: Callable[[Config], np.ndarray | str] = scores_of
+    before: Callable[[int], None] = lambda number: None
+    batches: list[list[str]] = dataclasses.field(default_factory=list)
+    begun: int = 0
+
+    def carry_out(self, plan: Plan, base: object, extra: object, *, score: str) -> SweepReport:
+        assert score == "val_dice", "test scores are not shown before a look"
+        self.batches.append([])
+        runs = [SweptRun(job.label, job.run_dir, self.train(job)) for job in plan.jobs]
+        return SweepReport(plan, runs)
+
+    def train(self, job: Job) -> str:
+        if (job.run_dir / "run.json").exists() and (status := read_run(job.run_dir)["status"]) in FINAL:
+            return str(status)
+        self.begun += 1
+        self.before(self.begun)
+        self.batches[-1].append(job.label)
+        return made(job, self.score(job.spec.config))
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """How many runs of each arm were trained."""
+        arms = (re.sub(r"activation=|\s*seed=\d+", "", label) for batch in self.batches for label in batch)
+        return Counter(arms)
+
+
+def made(job: Job, score: np.ndarray | str) -> str:
+    """Write a run's directory; returns its state."""
+    spec, status = job.spec, score if isinstance(score, str) else "done"
+    changes: dict[str, Any] = {"identity": spec.identity, "dataset_sha": spec.dataset_sha}
+    if spec.config.split.per_seed:
+        changes["split_sha"] = f"split{spec.config.seed}"
+    names = [f"{spec.config.split.seed}-{n:03}" for n in range(N_IMAGES)]
+    where = job.run_dir.parent / "made"
+    found = make_run(
+        where,
+        spec.run_id,
+        None if isinstance(score, str) else score,
+        flatten(spec.config),
+        spec.config.seed,
+        status,
+        names=names,
+        **changes,
+    )
+    if job.run_dir.exists():
+        (job.run_dir / "run.json").unlink()
+        job.run_dir.rmdir()
+    found.rename(job.run_dir)
+    where.rmdir()
+    return status
+
+
+PLANS: dict[Any, Plan] = {}
+"""Plans of these tests: to compose the same runs again takes longer than all else here."""
+
+
+def plan_once(overrides: Sequence[str], extra: Sequence[str]) -> Plan:
+    key = tuple(overrides)
+    if key not in PLANS:
+        PLANS[key] = make_plan(overrides, extra)
+    jobs = []
+    for job in PLANS[key].jobs:
+        place = Path.cwd() / "outputs" / job.run_dir.parent.name / job.run_dir.name
+        jobs.append(dataclasses.replace(job, spec=dataclasses.replace(job.spec, run_dir=place)))
+    return dataclasses.replace(PLANS[key], jobs=jobs)
+
+
+@pytest.fixture
+def training(monkeypatch: Patch, tmp_path: Path) -> Training:
+    """In a folder of its own; no report is drawn."""
+    return replaced(monkeypatch, tmp_path)
+
+
+def replaced(patch: Patch, folder: Path) -> Training:
+    training = Training()
+    patch.chdir(folder)
+    patch.setattr(deciding, "make_plan", plan_once)
+    patch.setattr(deciding, "carry_out", training.carry_out)
+    patch.setattr("segexp.report.page.contents_of", lambda result: result)
+    patch.setattr("segexp.report.page.write_page", lambda path, contents: (path, contents))
+    return training
+
+
+def decide(*words: str, arms: str = ARMS) -> int:
+    """`segexp decide` with four arms, three looks and a study of its own; returns the exit code."""
+    return cli.main(["decide", *TINY, arms, *QUESTION, *words])
+
+
+def recorded(study: Path = STUDY) -> dict[str, Any]:
+    """What decision.json holds, but for dates and hours."""
+    known = read_decision(study)
+    assert known is not None
+    entries = [dict(entry) for entry in (known.design, *known.looks)]
+    for entry in entries:
+        for name in ("created", "date", "hours", "command"):
+            entry.pop(name, None)
+    return {"design": entries[0], "looks": entries[1:]}
+
+
+def verdicts_at(look: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """candidate -> (verdict, state)."""
+    return {c["candidate"]: (c["verdict"], c["state"]) for c in look["comparisons"]}
+
+
+# Looks
+
+UNDECIDED = {"arctan": ("better", "decided"), "softsign": ("inconclusive", "seeds")}
+"""What the first look finds of the two candidates that stop there."""
+
+
+def test_arms_that_are_decided_or_hopeless_get_no_more_seeds(
+    training: Training, capsys: Captured, monkeypatch: Patch
+) -> None:
+    shown: list[int] = []
+
+    def tell(found: deciding.Found, decision: Decision) -> None:
+        on_disk = read_decision(STUDY)
+        assert on_disk is not None
+        assert (on_disk.design, on_disk.looks) == (decision.design, decision.looks), "recorded before it is shown"
+        shown.append(len(found.open_arms))
+
+    monkeypatch.setattr(command, "_print_look", tell)
+    assert decide() == 0, "also where a candidate stays undecided"
+    assert shown == [2, 2, 0]
+    assert training.seeds == {"sigmoid": 6, "normal_cdf": 6, "arctan": 3, "softsign": 3}
+    assert [len(batch) for batch in training.batches] == [12, 2, 4]
+    made = recorded()
+    design, looks = made["design"], made["looks"]
+    assert [look["look"] for look in looks] == [1, 2, 3]
+    assert [len(look["runs"]) for look in looks] == [12, 2, 4]
+    assert len({run for look in looks for run in look["runs"]}) == 18
+    for name, shared in (("share", shares), ("share_within", shares_within)):
+        assert design[name] == list(shared(3)) == [look[name] for look in looks]
+        assert math.fsum(design[name]) == pytest.approx(1, abs=1e-12)
+    assert [verdicts_at(look) for look in looks] == [
+        UNDECIDED | {"normal_cdf": ("inconclusive", "open")},
+        UNDECIDED | {"normal_cdf": ("inconclusive", "open")},
+        UNDECIDED | {"normal_cdf": ("better", "decided")},
+    ]
+    assert {c["candidate"]: c["n"] for c in looks[-1]["comparisons"]} == {"arctan": 3, "softsign": 3, "normal_cdf": 6}
+    assert design["comparisons"] == 3
+    out = capsys.readouterr().out
+    assert mentions(out, "18 used", "6 saved of 24")
+    sentences = {name: line for line in out.splitlines() for name in EFFECTS if line.startswith(name) and "(" in line}
+    assert mentions(sentences["arctan"], "better than sigmoid", "3 seeds")
+    assert mentions(sentences["normal_cdf"], "better than sigmoid", "6 seeds")
+    assert mentions(sentences["softsign"], "not decided", "3 seeds")
+
+
+def test_a_repeated_command_trains_nothing_and_says_the_same(training: Training, capsys: Captured) -> None:
+    def end() -> str:
+        return capsys.readouterr().out.partition("\n\n")[2]
+
+    decide()
+    said, before, trained = end(), (STUDY / FILE).read_bytes(), training.begun
+    assert decide() == 0
+    assert training.begun == trained
+    assert end() == said
+    assert mentions(said, "arctan is better")
+    assert (STUDY / FILE).read_bytes() == before
+
+
+# Interruptions
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study after an undisturbed decision."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        replaced(patch, folder)
+        assert decide() == 0
+    return folder / STUDY
+
+
+def interrupt(at: int, error: type[BaseException]) -> Callable[[int], None]:
+    def before(number: int) -> None:
+        if number == at:
+            raise error
+
+    return before
+
+
+@pytest.mark.parametrize(("at", "error"), [
+    (1, KeyboardInterrupt), (7, SystemExit), (13, KeyboardInterrupt), (14, SystemExit), (16, KeyboardInterrupt),
+])  # fmt: skip
+def test_training_that_is_interrupted_changes_nothing(
+    training: Training, undisturbed: Path, at: int, error: type[BaseException]
+) -> None:
+    """Before the first run, and in each batch, at its beginning and in its middle."""
+    training.before = interrupt(at, error)
+    stopped(error)
+    known = read_decision(STUDY)
+    assert known is not None
+    assert len(known.looks) == (at > 12) + (at > 14), "no look of seeds that are not all there"
+    training.before = lambda number: None
+    assert decide() == 0
+    assert training.begun == 19, "each run was trained once; one was begun twice"
+    assert recorded() == recorded(undisturbed)
+
+
+def stopped(error: type[BaseException]) -> None:
+    """A command that ends by this error."""
+    if error is KeyboardInterrupt:
+        assert decide() == 130
+    else:
+        with pytest.raises(error):
+            decide()
+
+
+@pytest.mark.parametrize(("number", "written"), [(1, False), (2, True), (3, False), (3, True)])
+def test_a_look_that_is_interrupted_changes_nothing(
+    training: Training, undisturbed: Path, monkeypatch: Patch, number: int, written: bool
+) -> None:
+    """Between training and the record of a look, and between its record and what is shown of it."""
+
+    def interrupted(decision: Decision) -> None:
+        if written or len(decision.looks) != number:
+            write_decision(decision)
+        if len(decision.looks) == number:
+            raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deciding, "write_decision", interrupted)
+        stopped(SystemExit)
+    assert decide() == 0
+    assert training.begun == 18
+    assert recorded() == recorded(undisturbed)
+
+
+# Files that were changed
+
+
+def entries_of(study: Path) -> Any:
+    return json.loads((study / FILE).read_text())
+
+
+def put(study: Path, content: Any) -> None:
+    (study / FILE).write_text(content if isinstance(content, str) else json.dumps(content, indent=1))
+
+
+def edited(change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    """Change the entries of decision.json."""
+
+    def apply(study: Path) -> None:
+        entries = entries_of(study)
+        new = change(entries)
+        put(study, entries if new is None else new)
+
+    return apply
+
+
+CHANGED: Mapping[str, Callable[[Path], Any]] = {
+    "a p": edited(lambda all: all[1]["comparisons"][0].update(p=0.001)),
+    "a verdict": edited(lambda all: all[3]["comparisons"][1].update(verdict="worse")),
+    "a run more": edited(lambda all: all[2]["runs"].append("deadbeef")),
+    "a share": edited(lambda all: all[0]["share"].reverse()),
+    "the rope": edited(lambda all: all[0].update(rope=0.5)),
+    "a key more": edited(lambda all: all[2].update(note="")),
+    "NaN": edited(lambda all: all[1].update(hours=math.nan)),
+    "no checksum": edited(lambda all: [all[0], {**all[1], "sha256": None}, *all[2:]]),
+    "no first look": edited(lambda all: [*all[:1], *all[2:]]),
+    "no middle look": edited(lambda all: [*all[:2], *all[3:]]),
+    "no last look": edited(lambda all: all[:-1]),
+    "no look": edited(lambda all: all[:1]),
+    "no design": edited(lambda all: all[1:]),
+    "a look twice": edited(lambda all: [*all, all[-1]]),
+    "reordered": edited(lambda all: [all[0], all[2], all[1], all[3]]),
+    "not a list": edited(lambda all: all[0]),
+    "a list of texts": edited(lambda all: [json.dumps(one) for one in all]),
+    "an empty list": lambda study: put(study, []),
+    "truncated": lambda study: put(study, (study / FILE).read_text()[:-40]),
+    "deep": lambda study: put(study, "[" * 5000 + "]" * 5000),
+    "not text": lambda study: (study / FILE).write_bytes(b"\xff\xfe" * 10),
+    "removed": lambda study: (study / FILE).unlink(),
+    "large": lambda study: os.truncate(study / FILE, MOST_BYTES + 1),
+    "a folder": lambda study: (study / FILE).rename(study / "moved").with_name(FILE).mkdir(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_a_changed_record_is_refused(training: Training, undisturbed: Path, change: str, capsys: Captured) -> None:
+    """In one line, by whatever reads the study; status reports it."""
+    shutil.copytree(undisturbed, STUDY)
+    CHANGED[change](STUDY)
+    assert decide() == 2
+    assert_one_line(capsys.readouterr().err)
+    assert not training.begun
+    every = change in ("a p", "truncated", "removed")
+    for words in (["compare", str(STUDY)], ["report", str(STUDY)], ["collect", str(STUDY), "-o", "tables"]):
+        if every or words[0] == "compare":
+            assert cli.main(words) == 2
+            assert_one_line(capsys.readouterr().err)
+    if every:
+        assert cli.main(["status", str(STUDY)]) == 0
+        assert mentions(capsys.readouterr().out, STUDY / FILE)
+
+
+def assert_one_line(error: str) -> None:
+    lines = error.splitlines()
+    assert len(lines) == 1
+    assert mentions(lines[0], STUDY / FILE)

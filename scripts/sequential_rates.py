@@ -104,22 +104,9 @@ def values_of(runs: Sequence[Run]) -> np.ndarray:
     return values.reshape(A, -1, values.shape[-1])
 
 
-def of_values(values_AKN: np.ndarray) -> EvidenceOf:
-    return functools.cache(lambda c, K: sequential.analysed(values_AKN[c + 1, :K] - values_AKN[0, :K]))
-
-
-def of_splits(scores_J: Sequence[np.ndarray], n_test: int, n_train: int) -> EvidenceOf:
-    """One candidate; scores: (2, 1, N) in points of each split."""
-    difference_J = np.array([(scores[1] - scores[0]).mean() / 100 for scores in scores_J])
-
-    def evidence(_: int, J: int) -> Evidence:
-        design = difference_J[:J], [n_test] * J, [n_train] * J
-        floor_se = stats.split_floor(*design)
-        return Evidence(
-            stats.corrected_resampled(*design), J, floor_se, float(stats.noncentrality(stats.MOST)) * floor_se
-        )
-
-    return functools.cache(evidence)
+def of_values(values_AKN: np.ndarray, sizes: tuple[int, int] | None = None) -> EvidenceOf:
+    """sizes: test and training images of splits, where each seed has a split of its own."""
+    return functools.cache(lambda c, K: sequential.analysed(values_AKN[c + 1, :K] - values_AKN[0, :K], sizes))
 
 
 # Studies
@@ -186,7 +173,7 @@ def splits_study(rng: Rng) -> Events:
     """Splits are looked at, one seed in each."""
     orders = [rng.permutation(40) for _ in range(LAST)]
     scores = rates.learned_scores(rng, [(order[:24], order[32:]) for order in orders], 1)
-    return events(of_splits(scores, 8, 24), [0])
+    return events(of_values(np.concatenate(scores, axis=1) / 100, (8, 24)), [0])
 
 
 def skewed(rng: Rng, A: int, K: int, N: int, share: float, loss: float, of_seeds: bool) -> np.ndarray:

@@ -24,6 +24,7 @@ from segexp.compare.sequential import (
     decided,
     shares,
     shares_within,
+    simulated,
     standings,
 )
 
@@ -159,38 +160,39 @@ def of_p(p: float) -> Interval:
 # Simulated studies
 
 
-def runs_of_study(rates: ModuleType, which: str, rng: np.random.Generator):
-    """(runs, evidence by arrays) of a study in which some candidates are decided early and some late."""
+def study(rates: ModuleType, which: str, rng: np.random.Generator):
+    """(runs, values_AKN, sizes) of a study in which some candidates are decided early and some late."""
     made, last = rates.rates, rates.LAST
     if which == "splits":
         orders = [rng.permutation(40) for _ in range(last)]
         scores = made.learned_scores(rng, [(order[:24], order[32:]) for order in orders], 1)
         for of_split in scores:
             of_split[1] += 12
-        return made.runs_of_splits(scores, 24, 0), rates.of_splits(scores, 8, 24)
+        return made.runs_of_splits(scores, 24, 0), np.concatenate(scores, axis=1) / 100, (8, 24)
     if which == "normal":
         scores = made.points(rng, 4, last, 60, made.STABLE)
         scores[1:] += np.reshape((0, 0.6, 3), (3, 1, 1))
-        return made.runs_of(scores), rates.of_values(scores / 100)
+        return made.runs_of(scores), scores / 100, None
     options = {"patients": (made.patients,), "empty": (made.empty_masks, 30), "classes": (rates.classes, 30)}[which]
     runs = options[0](rng, 3, last, *options[1:])
-    return runs, rates.of_values(rates.values_of(runs))
+    return runs, rates.values_of(runs), None
 
 
 @pytest.mark.parametrize("which", ["normal", "patients", "empty", "classes", "splits"])
 def test_looks_at_arrays_are_those_of_compare(rates: ModuleType, which: str):
     rng = np.random.default_rng(3)
     for _ in range(2 if which in ("normal", "splits") else 1):
-        runs, evidence = runs_of_study(rates, which, rng)
-        C = len({run.row["config_activation_name"] for run in runs}) - 1
-        fast, slow = (rates.looked_at(take, C) for take in (partial(rates.by_arrays, evidence),
-                                                            partial(rates.by_compare, runs)))  # fmt: skip
+        runs, values_AKN, sizes = study(rates, which, rng)
+        C = len(values_AKN) - 1
+        fast = rates.looked_at(partial(rates.by_arrays, rates.of_values(values_AKN, sizes)), C)
+        slow = rates.looked_at(partial(rates.by_compare, runs), C)
         assert (fast.look_C, fast.state_C, fast.verdict_C) == (slow.look_C, slow.state_C, slow.verdict_C)
         for a, b in zip(fast.evidence_C, slow.evidence_C, strict=True):
             assert (a.n, a.floor_se, a.floor) == pytest.approx((b.n, b.floor_se, b.floor), rel=1e-6, abs=1e-9)
             for name in ("mean", "se", "p", "low", "high", "low90", "high90", "share", "share_within"):
                 both = getattr(a.interval, name), getattr(b.interval, name)
                 assert both[0] == pytest.approx(both[1], rel=1e-6, abs=1e-9, nan_ok=True), name
+        assert simulated(values_AKN[1:] - values_AKN[0], LOOKS, ROPE, sizes) == (fast.runs, fast.verdict_C)
         if which == "normal":
             assert len(set(fast.look_C)) > 1
             assert fast.runs < 4 * rates.LAST

@@ -589,19 +589,20 @@ def main(
     tables: Mapping[str, Callable[[], list[Setting]]] = TABLES,
     shown: Callable[[str, Sequence[Row]], str] = markdown,
     marks: tuple[str, str] = (BEGIN, END),
+    n: int = REPETITIONS,
 ) -> int:
     """The command of a script. shown(table, rows): a table in Markdown; marks: around the tables in the page."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n", 1)[0])
     parser.add_argument("--only", nargs="+", choices=list(tables), default=list(tables), metavar="TABLE")
-    parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="studies of each setting")
-    parser.add_argument("--quick", action="store_true", help=f"{REPETITIONS // 10} studies of each setting")
+    parser.add_argument("--repetitions", type=int, default=n, help="studies of each setting")
+    parser.add_argument("--quick", action="store_true", help=f"{n // 10} studies of each setting")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--write", action="store_true", help=f"put all tables into {PAGE.name}")
     asked = parser.parse_args()
     if asked.write and asked.only != list(tables):
         parser.error("--write puts all tables into the page: leave --only out")
-    repetitions = REPETITIONS // 10 if asked.quick else asked.repetitions
+    repetitions = n // 10 if asked.quick else asked.repetitions
     rows = rows_of({table: tables[table]() for table in asked.only}, repetitions, asked.seed, asked.processes)
     in_words = [shown(table, [row for row in rows if row.table == table]) for table in asked.only]
     text = "\n\n".join([f"{repetitions} studies of each setting, seed {asked.seed}.", *in_words])

@@ -285,22 +285,19 @@ def markdown(table: str, rows: Sequence[Row]) -> str:
         runs, C = of[RUNS].rate, 5 if "5 candidates" in name else 1
         if FOUND in of:
             line[RUNS] = f"{runs:.1f}"
-            line |= saved(of, C)
+            K = equal_design(of)
+            fixed = (C + 1) * K
+            line |= {"fixed": f"{fixed} ({K} seeds)", "saved": f"{1 - runs / fixed:.0%}"}
         else:
             line[RUNS] = f"{runs:.1f} ({runs / (LAST * (C + 1)):.0%})"
         lines.append(line)
     return rates.titled(table, TABLES[table].__doc__, lines)
 
 
-def saved(of: Mapping[str, Row], C: int) -> dict[str, str]:
-    """The smallest fixed design that finds as many, and the share of its runs that looks save."""
-    enough = (K for K in range(FEWEST_SEEDS, LAST + 1) if of[fixed_design(K)].rate >= of[FOUND].rate)
-    K = next(enough, None)
-    if K is None:
-        return {"fixed": f"more than {LAST} seeds", "saved": "-"}
-    fixed = (C + 1) * K
-    return {"fixed": f"{fixed} ({K} seeds)", "saved": f"{1 - of[RUNS].rate / fixed:.0%}"}
+def equal_design(of: Mapping[str, Row]) -> int:
+    """Seeds of the smallest fixed design that finds as many."""
+    return next(K for K in range(FEWEST_SEEDS, LAST + 1) if of[fixed_design(K)].rate >= of[FOUND].rate or K == LAST)
 
 
 if __name__ == "__main__":
-    sys.exit(rates.main(__doc__, TABLES, markdown, MARKS))
+    sys.exit(rates.main(__doc__, TABLES, markdown, MARKS, REPETITIONS))

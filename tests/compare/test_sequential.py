@@ -264,3 +264,12 @@ def test_looks_that_each_spend_all_of_alpha_raise_false_alarms(rates: ModuleType
     setting = next(made for made in rates.unequal() if made.name == "normal, 100 images, 5 candidates")
     rows = rates.rates.rows_of({"looks, no difference": [setting]}, 300)
     assert all(row.failed for row in rows if row.required)
+
+
+@pytest.mark.slow
+def test_looks_find_a_better_candidate_with_fewer_runs(rates: ModuleType):
+    name = "2 ROPEs, 100 images, 5 candidates, 1 better"
+    setting = next(made for made in rates.savings() if made.name == name)
+    of = {row.what: row for row in rates.rates.rows_of({"looks, differences": [setting]}, 600)}
+    assert of[rates.FOUND].rate > 0.7
+    assert of[rates.RUNS].rate < 0.7 * 6 * rates.equal_design(of)

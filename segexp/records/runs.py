@@ -425,7 +425,7 @@ def scoring_of(run_dir: Path) -> tuple[int, int, float] | None:
 
 class Duplicates:
     """Counts every run once, wherever it lies: a finished and complete one before a diverged one before any other, of
-    equals the first.
+    equals that of a study with a decision, then the first.
 
     runs: the runs that count, by run_id; left_out: pairs of a duplicate and the run that counts instead; others: a line
     for each different run of the same run_id (eight digits are not a whole hash), which is left out.
@@ -482,5 +482,6 @@ def _float(cell: str) -> float | str:
         return cell
 
 
-def _rank(run: Run) -> int:
-    return FINAL.index(run.state) if run.state in FINAL else len(FINAL)
+def _rank(run: Run) -> tuple[int, bool]:
+    # A copy elsewhere does not make a run of `segexp decide` one of a fixed number of seeds.
+    return FINAL.index(run.state) if run.state in FINAL else len(FINAL), not run.row.get("look")

@@ -19,12 +19,14 @@ import numpy as np
 import pytest
 from made_scores import make_run
 from messages import mentions
+from scipy.stats import t as student
 from tiny import TINY
 
 from segexp import cli
 from segexp.commands import decide as command
 from segexp.compare.sequential import shares, shares_within
 from segexp.config import Config
+from segexp.config.compose import hydra_session
 from segexp.records import flatten, read_run
 from segexp.records.decision import FILE, Decision, read_decision, write_decision
 from segexp.records.files import MOST_BYTES
@@ -126,13 +128,20 @@ PLANS: dict[Any, Plan] = {}
 
 
 def plan_once(overrides: Sequence[str], extra: Sequence[str]) -> Plan:
-    key = tuple(overrides)
+    """The plan with the first seeds of a larger one, in the folder and the study of a test."""
+    *others, last = overrides
+    n_seeds = int(last.removeprefix("seed=range(").removesuffix(")"))
+    (study,) = (word.removeprefix("study.name=") for word in others if word.startswith("study.name="))
+    key = tuple(word for word in others if not word.startswith("study.name="))
     if key not in PLANS:
-        PLANS[key] = make_plan(overrides, extra)
-    jobs = []
-    for job in PLANS[key].jobs:
-        place = Path.cwd() / "outputs" / job.run_dir.parent.name / job.run_dir.name
-        jobs.append(dataclasses.replace(job, spec=dataclasses.replace(job.spec, run_dir=place)))
+        PLANS[key] = make_plan([*others, f"seed=range({max(n_seeds, LOOKS[-1])})"], extra)
+    jobs = [
+        dataclasses.replace(
+            job, spec=dataclasses.replace(job.spec, run_dir=Path.cwd() / "outputs" / study / job.run_dir.name)
+        )
+        for job in PLANS[key].jobs
+        if job.spec.config.seed < n_seeds
+    ]
     return dataclasses.replace(PLANS[key], jobs=jobs)
 
 
@@ -371,3 +380,248 @@ def assert_one_line(error: str) -> None:
     lines = error.splitlines()
     assert len(lines) == 1
     assert mentions(lines[0], STUDY / FILE)
+
+
+# What is asked
+
+OTHER = {
+    "arms": ["activation=sigmoid,arctan,softsign"],
+    "looks": [*QUESTION[:-1], "3,4,5"],
+    "rope": ["--rope", "2"],
+    "metric": ["--metric", "iou"],
+    "reference": ["--reference", "activation=softsign"],
+}
+
+
+def other(key: str) -> int:
+    """The command with another question."""
+    arms, words = (OTHER[key][0], QUESTION) if key == "arms" else (ARMS, (*QUESTION, *OTHER[key]))
+    words = tuple(OTHER[key]) if key == "looks" else words
+    return cli.main(["decide", *TINY, arms, *words])
+
+
+@pytest.mark.parametrize("key", OTHER)
+def test_the_question_is_fixed_by_the_first_look(
+    training: Training, undisturbed: Path, key: str, capsys: Captured
+) -> None:
+    """The other question may be asked until then."""
+    training.before = interrupt(7, SystemExit)
+    stopped(SystemExit)
+    training.before = lambda number: None
+    assert other(key) == 0
+    design = recorded()["design"]
+    asked = recorded(undisturbed)["design"]
+    assert {name for name in asked.keys() - {"found", "share", "share_within"} if design[name] != asked[name]} >= {key}
+    begun, before = training.begun, (STUDY / FILE).read_bytes()
+    capsys.readouterr()
+    assert decide() == 2
+    error = capsys.readouterr().err
+    assert mentions(error, STUDY, key, "study.name")
+    assert len(error.splitlines()) == 1
+    assert training.begun == begun
+    assert (STUDY / FILE).read_bytes() == before
+    assert other(key) == 0
+
+
+def test_another_study_name_is_another_decision(training: Training, undisturbed: Path) -> None:
+    shutil.copytree(undisturbed, STUDY)
+    words = ["study.name=other" if word.startswith("study.name=") else word for word in QUESTION]
+    assert cli.main(["decide", *TINY, ARMS, *words, "--rope", "2"]) == 0
+    assert recorded(STUDY.with_name("other"))["design"]["rope"] == 0.02
+    assert recorded() == recorded(undisturbed)
+
+
+def test_a_study_that_was_compared_is_no_new_decision(training: Training, undisturbed: Path, capsys: Captured) -> None:
+    """It stays what it was, and can be compared as before."""
+    shutil.copytree(undisturbed, STUDY)
+    (STUDY / FILE).unlink()
+    shutil.rmtree(STUDY / ".decide")
+    assert cli.main(["compare", str(STUDY)]) == 0
+    said = capsys.readouterr().out
+    assert decide() == 2
+    error = capsys.readouterr().err
+    assert mentions(error, STUDY, "study.name")
+    assert len(error.splitlines()) == 1
+    assert not (STUDY / FILE).exists()
+    assert cli.main(["compare", str(STUDY)]) == 0
+    assert capsys.readouterr().out == said
+
+
+def test_runs_from_before_are_used_look_by_look(training: Training, undisturbed: Path) -> None:
+    """A study that was trained, but never compared."""
+    shutil.copytree(undisturbed, STUDY)
+    (STUDY / FILE).unlink()
+    shutil.rmtree(STUDY / ".decide")
+    assert decide("--budget", "1runs") == 0, "runs from before cost nothing"
+    assert not training.begun
+    found, expected = recorded(), recorded(undisturbed)
+    assert len(found["design"].pop("found")) == 18
+    assert expected["design"].pop("found") == []
+    assert found == expected
+
+
+@pytest.mark.parametrize(("words", "named"), [
+    (["seed=0,1"], ["seed", "--looks"]),
+    (["++seed=1"], ["seed"]),
+    (["--looks", "2,3"], ["--looks", "3"]),
+    (["--looks", "5,5"], ["--looks", "5,5"]),
+    (["--looks", "8,5"], ["--looks", "8,5"]),
+    (["--looks", "3,4.5"], ["--looks", "3,4.5"]),
+    (["--looks", "3,"], ["--looks"]),
+    (["--looks", "-3,5"], ["--looks"]),
+    (["--max-seeds", "10"], ["--max-seeds", "--looks"]),
+    (["--budget", "0h"], ["--budget", "8h"]),
+    (["--budget", "8"], ["--budget", "8h"]),
+    (["--budget=-1h"], ["--budget", "8h"]),
+    (["--budget", "nanh"], ["--budget", "8h"]),
+    (["--budget", "1e3runs"], ["--budget", "40runs"]),
+    (["--rope", "-1"], ["--rope"]),
+    (["--rope", "nan"], ["--rope"]),
+    (["--rope", "inf"], ["--rope"]),
+    (["--rope", "wide"], ["--rope"]),
+    (["--metric", "dyce"], ["dyce", "dice"]),
+    (["--metric", "seconds"], ["seconds", "dice"]),
+    (["--reference", "activation=gelu"], ["gelu"]),
+    (["--reference", "sigmoid"], ["--reference"]),
+    (["--out", "page.html"], ["page.html"]),
+    (["loss=nothing"], ["nothing"]),
+    (["dataset.number=3"], ["split.fractions"]),
+])  # fmt: skip
+def test_a_question_that_cannot_be_asked(
+    training: Training, words: list[str], named: list[str], capsys: Captured
+) -> None:
+    """Refused in one line, before anything is written."""
+    Path("page.html").write_text("mine")
+    assert decide(*words) == 2
+    error = capsys.readouterr().err
+    print(error)
+    assert mentions(error.splitlines()[-1], *named)
+    assert sum(line.startswith("segexp") for line in error.splitlines()) == 1
+    assert not training.begun
+    assert [path.name for path in Path().iterdir()] == ["page.html"]
+
+
+@pytest.mark.parametrize(("arms", "named"), [
+    (["activation=arctan"], "one arm"),
+    (["activation=sigmoid"], "one arm"),
+    (["activation=arctan,softsign"], "--reference"),
+    (["activation=arctan", "optimizer.lr=0.001,0.01"], "--reference"),
+])  # fmt: skip
+def test_nothing_to_compare(training: Training, arms: list[str], named: str, capsys: Captured) -> None:
+    assert cli.main(["decide", *TINY, *arms, *QUESTION]) == 2
+    assert mentions(capsys.readouterr().err, named)
+    assert not list(Path().iterdir())
+
+
+def test_max_seeds_cuts_the_looks(training: Training) -> None:
+    assert cli.main(["decide", *TINY, "activation=sigmoid,arctan", *QUESTION[:-2], "--max-seeds", "7"]) == 0
+    assert recorded()["design"]["looks"] == [5, 7]
+    assert training.seeds == {"sigmoid": 5, "arctan": 5}
+
+
+# Commands that read the study
+
+
+def compared(capsys: Captured, *words: str) -> tuple[dict[str, Any], str]:
+    """What `segexp compare --json` prints: candidate -> comparison; and all warnings."""
+    capsys.readouterr()
+    assert cli.main(["compare", *words, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    (block,) = result["blocks"]
+    return {c["candidate"]: c for c in block["comparisons"]}, " ".join(result["warnings"])
+
+
+def of_decision(study: Path = STUDY) -> dict[str, Any]:
+    return {c["candidate"]: c for c in recorded(study)["looks"][-1]["comparisons"]}
+
+
+def same(found: Mapping[str, Any], decided: Mapping[str, Any]) -> bool:
+    """Whether comparisons have the intervals, p and verdicts of the last look."""
+    assert found.keys() == decided.keys()
+    return all(
+        [found[name]["overall"][key] for key in ("mean", "low", "high", "p")]
+        == [one[key] for key in ("mean", "low", "high", "p")]
+        and (found[name]["p_holm"], found[name]["verdict"]) == (one["p_holm"], one["verdict"])
+        for name, one in decided.items()
+    )
+
+
+@pytest.mark.usefixtures("training")
+def test_compare_repeats_the_last_look(undisturbed: Path, capsys: Captured) -> None:
+    found, warnings = compared(capsys, str(undisturbed))
+    assert same(found, of_decision(undisturbed))
+    assert not (undisturbed / ".compared.json").exists()
+    assert "added since" not in warnings
+    # p / share, and an interval of level 1 - share x 5 %, of the look at which each stopped.
+    for name, share, K in (("arctan", 1 / 9, 3), ("normal_cdf", 5 / 9, 6)):
+        one = found[name]["overall"]
+        t = abs(one["mean"]) / one["se"]
+        assert one["share"] == pytest.approx(share)
+        assert found[name]["n_seeds"] == K
+        assert one["p"] == pytest.approx(min(2 * student.sf(t, one["df"]) / share, 1), rel=1e-6)
+        assert one["high"] - one["mean"] == pytest.approx(student.isf(share * 0.05 / 2, one["df"]) * one["se"])
+    # Another score is adjusted in the same way.
+    iou, _ = compared(capsys, str(undisturbed), "--metric", "iou")
+    assert {name: one["overall"]["share"] for name, one in iou.items()} == {
+        name: one["overall"]["share"] for name, one in found.items()
+    }
+    assert iou["normal_cdf"]["overall"]["low"] != found["normal_cdf"]["overall"]["low"]
+
+
+@pytest.mark.usefixtures("training")
+def test_claims_about_a_decided_study_are_refused(undisturbed: Path, capsys: Captured) -> None:
+    assert cli.main(["compare", str(undisturbed), "--claims", "nieradzik2021"]) == 2
+    assert mentions(capsys.readouterr().err, "--claims", undisturbed.name)
+
+
+@pytest.mark.usefixtures("training")
+def test_collected_tables_of_a_decision(undisturbed: Path, capsys: Captured) -> None:
+    assert cli.main(["collect", str(undisturbed), "-o", "tables"]) == 0
+    assert same(compared(capsys, "tables")[0], of_decision(undisturbed))
+    assert cli.main(["compare", "tables", "--claims", "nieradzik2021"]) == 2
+    # Together with the directories they are the same runs.
+    found, _ = compared(capsys, "tables", str(undisturbed))
+    assert same(found, of_decision(undisturbed))
+
+
+def test_runs_that_no_look_has_used_are_left_out(training: Training, undisturbed: Path, capsys: Captured) -> None:
+    training.before = interrupt(16, SystemExit)
+    stopped(SystemExit)  # one of four runs of the last look is finished
+    found, warnings = compared(capsys, str(STUDY))
+    assert same(found, of_decision())
+    assert mentions(warnings, "1 finished run", "left out")
+    assert cli.main(["collect", str(STUDY), "-o", "tables"]) == 0
+    found, warnings = compared(capsys, "tables")
+    assert same(found, of_decision())
+    assert mentions(warnings, "1 finished run", "left out")
+    assert len(recorded()["looks"]) == 2
+    training.before = lambda number: None
+    assert decide() == 0, "to have compared meanwhile changes nothing"
+    assert recorded() == recorded(undisturbed)
+
+
+def test_nothing_is_compared_before_the_first_look(training: Training, capsys: Captured) -> None:
+    training.before = interrupt(11, SystemExit)
+    stopped(SystemExit)
+    for words in (["compare", str(STUDY)], ["report", str(STUDY)]):
+        assert cli.main(words) == 2
+        assert mentions(capsys.readouterr().err, "10 finished runs", "no look", "segexp decide")
+    training.before = lambda number: None
+    assert decide() == 0
+
+
+def test_beside_a_study_with_a_fixed_number_of_seeds(training: Training, undisturbed: Path, capsys: Captured) -> None:
+    """The other study is no part of the decision; runs of both are compared as the looks say, whichever is named first,
+    also where one holds copies of the other's runs."""
+    fixed = STUDY.with_name("fixed")
+    words = [*TINY, "activation=sigmoid,arctan", "study.name=fixed", "loss=dice", "outputs=outputs", "seed=range(4)"]
+    with hydra_session() as extra:
+        for job in make_plan(words, extra).jobs:
+            made(job, scores_of(job.spec.config))
+    shutil.copytree(undisturbed, STUDY)
+    alone, _ = compared(capsys, str(fixed))
+    assert alone["arctan"]["overall"]["share"] == 1
+    for paths in ([fixed, STUDY], [STUDY, fixed], [STUDY.parent]):
+        found, _ = compared(capsys, *map(str, paths))
+        assert found["normal_cdf"]["overall"]["share"] == pytest.approx(5 / 9)
+        assert found["arctan"]["overall"]["share"] == pytest.approx(1 / 9)

@@ -249,7 +249,7 @@ def margin_study(rng: Rng, truth: float, C: int, N: int) -> Events:
 def savings() -> list[Setting]:
     """Better candidates, by ROPEs of 1 point; "found" is their share called better. "Fixed" are the runs of the
     smallest design without looks that finds as many (all seeds at once, Holm), "saved" the share of them that is not
-    run.
+    run, below 0 where looks take more.
     """
     required: dict[str, Bounds] = {FALSE: (0, ALPHA), SAME: (0, ALPHA), HOLDS: (1 - ALPHA, 1), FOUND: None, OPEN: None}
     required |= {RUNS: None, **{fixed_design(K): None for K in range(FEWEST_SEEDS, LAST + 1)}}

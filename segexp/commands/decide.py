@@ -138,12 +138,12 @@ def _print_end(outcome: "Outcome", arms: "Arms", question: "Question", report: P
         print(f"\n{outcome.unfinished.text()}\n\nno look is taken until these runs have ended: repeat the command")
         return outcome.unfinished.exit_code
     assert outcome.found is not None
-    result, most = outcome.found.result, len(arms.plan.jobs)
+    result, most, spent = outcome.found.result, len(arms.plan.jobs), len(outcome.decision.used)
     lines = ["", *sentences(outcome.found, question, outcome.decision)]
     for block in result.blocks:
         lines += ["", *text(verdicts(block, result.metric, "verdicts")[0], WIDTH)]
-    saved = f"{most - outcome.spent} saved of {most} (every arm with {question.looks[-1]} seeds)"
-    lines += ["", f"runs: {outcome.spent} used, {saved}"]
+    saved = f"{most - spent} saved of {most} (every arm with {question.looks[-1]} seeds)"
+    lines += ["", f"runs: {spent} used, {saved}"]
     lines += [f"failed twice, in no look: {label}" for label in outcome.failed]
     print("\n".join(lines).replace(MINUS, "-"))
     page, *_ = write_page(report, contents_of(result))

@@ -39,19 +39,24 @@ class Decision:
     """The design of a study's sequential decision and its looks.
 
     A look holds: look (1, 2, ...), share, share_within (parts of alpha for a difference and for equivalence), runs (the
-    run_ids that it used first), and what `segexp.sweep.decide` found.
+    run_ids that it used first, or again if none is new), and what `segexp.sweep.decide` found.
     """
 
     path: Path
     design: Mapping[str, Any]
     looks: tuple[Mapping[str, Any], ...] = ()
 
+    @property
+    def used(self) -> set[str]:
+        """Runs that looks have used."""
+        return {run_id for look in self.looks for run_id in look["runs"]}
+
     def with_look(self, look: Mapping[str, Any]) -> "Decision":
         return replace(self, looks=(*self.looks, no_nan(look)))
 
     def cells(self, run_id: str) -> dict[str, str]:
         """The columns look, look_share and look_share_within of a run."""
-        for look in self.looks:
+        for look in reversed(self.looks):
             if run_id in look["runs"]:
                 return {"look": str(look["look"]), **{f"look_{key}": repr(float(look[key])) for key in SHARES}}
         return {"look": NONE}

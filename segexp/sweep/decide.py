@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from segexp.compare.blocks import arrange, pairs_of, reference_levels
-from segexp.compare.result import ALPHA, METRICS, Block, Comparison, Result, Verdict
+from segexp.compare.result import ALPHA, FEWEST_SEEDS, METRICS, Block, Comparison, Result, Verdict
 from segexp.compare.scorer import metric_of
 from segexp.compare.sequential import Standing, evidence_of, shares, shares_within, simulated, standings
 from segexp.compare.verdict import compare, load_checked
@@ -108,18 +108,17 @@ class Found:
 
 @dataclass
 class Outcome:
-    """How far a decision came. unfinished: the sweep that stopped before its end, None where no look is left; failed:
-    runs that failed twice, and are missing in a look."""
+    """How far a decision came. unfinished: the sweep that stopped before its end, None where no look is left."""
 
     found: Found | None
     decision: Decision
-    failed: list[str] = field(default_factory=list)
     unfinished: SweepReport | None = None
 
     @property
-    def spent(self) -> int:
-        """Runs that looks have used."""
-        return sum(len(look["runs"]) for look in self.decision.looks)
+    def failed(self) -> list[str]:
+        """Labels of the runs that failed twice, and are in no look."""
+        lost = {run_id: label for look in self.decision.looks for run_id, label in look["failed"].items()}
+        return [label for run_id, label in lost.items() if run_id not in self.decision.used]
 
 
 def arms_of(overrides: Sequence[str], extra: Sequence[str], question: Question) -> Arms:
@@ -237,7 +236,7 @@ def decide(
 ) -> Outcome:
     """Take the looks that are left, inside `deciding`. tell: is called with every look, once it is recorded."""
     meter = Meter(arms, decision, budget)
-    found, failed = None, list[str]()
+    found = None
     if decision.looks:
         found = look_at(arms, question, decision)
         tell(found, decision)
@@ -245,15 +244,16 @@ def decide(
         taken = int(decision.looks[-1]["look"]) if decision.looks else 0
         open_arms = found.open_arms if found else tuple(range(len(arms.jobs)))
         if not open_arms or taken == len(question.looks):
-            return Outcome(found, decision, failed)
+            return Outcome(found, decision)
         runs, ended = _train(arms, open_arms, question.looks[taken], base, extra, meter)
         report = SweepReport(Plan(), runs)
-        lost = [run for run in runs if run.status == "failed"]
+        lost = {run.run_dir for run in runs if run.status == "failed"}
         stopped = {run.status for run in runs} & {"interrupted", "pending", "running"}
         if stopped or any(run.stopped for run in runs) or 2 * len(lost) > len(runs):
-            return Outcome(found, decision, failed, report)
-        failed += [run.label for run in lost]
-        decision, found = _look(arms, question, decision, open_arms, len(question.looks) if ended else taken + 1, meter)
+            return Outcome(found, decision, report)
+        failed = {job.spec.run_id: job.label for job in arms.plan.jobs if job.run_dir in lost}
+        look = {"look": len(question.looks) if ended else taken + 1, "failed": failed}
+        decision, found = _look(arms, question, decision, open_arms, look, meter)
         tell(found, decision)
 
 
@@ -301,6 +301,9 @@ def _train(
     while seeds:
         n = int(min(meter.seeds(len(arms.of_seed(open_arms, seeds[0]))), len(seeds)))
         if n < 1:
+            if n_seeds - len(seeds) < FEWEST_SEEDS:
+                what = f"--budget ends before all arms have {FEWEST_SEEDS} seeds, without which there is no test"
+                raise UsageError(f"{what}: no look is taken; repeat the command with a larger one")
             return list(runs.values()), True
         jobs = [job for seed in seeds[:n] for job in arms.of_seed(open_arms, seed)]
         for _ in range(2):
@@ -317,13 +320,15 @@ def _train(
 
 
 def _look(
-    arms: Arms, question: Question, decision: Decision, open_arms: Sequence[int], number: int, meter: Meter
+    arms: Arms, question: Question, decision: Decision, open_arms: Sequence[int], look: dict[str, Any], meter: Meter
 ) -> tuple[Decision, Found]:
-    """Record look ``number``; returns the decision with it, and its result."""
-    used = {run_id for look in decision.looks for run_id in look["runs"]}
+    """Record a look; returns the decision with it, and its result."""
+    number = int(look["look"])
     jobs = [job for seed in range(question.looks[number - 1]) for job in arms.of_seed(open_arms, seed)]
-    runs = sorted(job.spec.run_id for job in jobs if job.spec.run_id not in used and _status(job) == "done")
-    look: dict[str, Any] = {"look": number, "runs": runs, "date": now(), "hours": round(meter.hours, 4)}
+    done = sorted(job.spec.run_id for job in jobs if _status(job) == "done")
+    # Where there are no new runs, those at hand are tested again, at the share of this look.
+    runs = [run_id for run_id in done if run_id not in decision.used] or done
+    look |= {"runs": runs, "date": now(), "hours": round(meter.hours, 4)}
     look |= {key: decision.design[key][number - 1] for key in SHARES}
     found = look_at(arms, question, decision.with_look(look))
     look["comparisons"] = [

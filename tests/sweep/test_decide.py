@@ -13,6 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from tiny import TINY
 from segexp import cli
 from segexp.commands import decide as command
 from segexp.compare.sequential import shares, shares_within
+from segexp.compare.verdict import compare
 from segexp.config import Config
 from segexp.config.compose import hydra_session
 from segexp.records import flatten, read_run
@@ -69,10 +71,11 @@ def scores_of(config: Config) -> np.ndarray | str:
 @dataclasses.dataclass
 class Training:
     """What is trained in place of `carry_out`. score: Dice of the images of a run, or the state in which it ends;
-    before: is called with the number of each run before it begins."""
+    before: is called with the number of each run before it begins; changes: keys of each run.json."""
 
     score: Callable[[Config], np.ndarray | str] = scores_of
     before: Callable[[int], None] = lambda number: None
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batches: list[list[str]] = dataclasses.field(default_factory=list)
     begun: int = 0
 
@@ -88,7 +91,7 @@ class Training:
         self.begun += 1
         self.before(self.begun)
         self.batches[-1].append(job.label)
-        return made(job, self.score(job.spec.config))
+        return made(job, self.score(job.spec.config), **self.changes)
 
     @property
     def seeds(self) -> dict[str, int]:
@@ -97,10 +100,10 @@ class Training:
         return Counter(arms)
 
 
-def made(job: Job, score: np.ndarray | str) -> str:
+def made(job: Job, score: np.ndarray | str, **changes: Any) -> str:
     """Write a run's directory; returns its state."""
     spec, status = job.spec, score if isinstance(score, str) else "done"
-    changes: dict[str, Any] = {"identity": spec.identity, "dataset_sha": spec.dataset_sha}
+    changes |= {"identity": spec.identity, "dataset_sha": spec.dataset_sha}
     if spec.config.split.per_seed:
         changes["split_sha"] = f"split{spec.config.seed}"
     names = [f"{spec.config.split.seed}-{n:03}" for n in range(N_IMAGES)]
@@ -625,3 +628,146 @@ def test_beside_a_study_with_a_fixed_number_of_seeds(training: Training, undistu
         found, _ = compared(capsys, *map(str, paths))
         assert found["normal_cdf"]["overall"]["share"] == pytest.approx(5 / 9)
         assert found["arctan"]["overall"]["share"] == pytest.approx(1 / 9)
+
+
+# Budgets
+
+
+def spend(training: Training, clock: list[float]) -> None:
+    """Every run takes an hour."""
+    training.before = lambda number: clock.append(3600.0 * number)
+    training.changes = {"seconds": 3600.0}
+
+
+@pytest.mark.parametrize(("budget", "runs", "seeds"), [
+    ("16runs", [12, 2, 2], 5),  # one of two seeds of the last look
+    ("17runs", [12, 2, 2], 5),
+    ("18runs", [12, 2, 4], 6),
+    ("16gpuh", [12, 2, 2], 5),
+    ("16h", [12, 2, 2], 5),
+    ("15.9h", [12, 2], 4),
+])  # fmt: skip
+def test_a_budget_ends_with_the_last_look(
+    training: Training, monkeypatch: Patch, budget: str, runs: list[int], seeds: int
+) -> None:
+    """Taken with the seeds that are there, at its share; the first runs cost what is not known yet."""
+    clock = [0.0]
+    spend(training, clock)
+    monkeypatch.setattr(deciding, "time", SimpleNamespace(monotonic=lambda: clock[-1]))
+    assert decide("--budget", budget) == 0
+    looks = recorded()["looks"]
+    assert [look["look"] for look in looks] == [1, 2, 3]
+    assert training.begun == sum(runs)
+    assert of_decision()["normal_cdf"]["n"] == seeds
+    cells = compare([STUDY]).blocks[0].comparisons
+    (share,) = (c.deciding.share for c in cells if c.candidate == "normal_cdf")
+    assert share == pytest.approx(5 / 9)
+    (share,) = (c.deciding.share for c in cells if c.candidate == "arctan")
+    assert share == pytest.approx(1 / 9)
+    begun = training.begun
+    assert decide("--budget", "100runs") == 0, "the last look is the last"
+    assert training.begun == begun
+
+
+@pytest.mark.parametrize(("budget", "trained"), [("3runs", 0), ("4runs", 4), ("11runs", 8)])
+def test_a_budget_without_a_test(
+    training: Training, undisturbed: Path, budget: str, trained: int, capsys: Captured
+) -> None:
+    """No look is wasted on it; what was trained counts when more is given."""
+    assert decide("--budget", budget) == 2
+    assert mentions(capsys.readouterr().err, "--budget", "3 seeds")
+    assert training.begun == trained
+    assert not recorded()["looks"]
+    assert decide("--budget", "18runs") == 0
+    assert recorded() == recorded(undisturbed)
+
+
+def test_a_budget_counts_what_was_spent_before(training: Training, monkeypatch: Patch) -> None:
+    for at in (7, 14, 16):
+        training.before = interrupt(at, SystemExit)
+        with pytest.raises(SystemExit):
+            decide("--budget", "16runs")
+    training.before = lambda number: None
+    assert decide("--budget", "16runs") == 0
+    assert of_decision()["normal_cdf"]["n"] == 5
+    assert len({run for look in recorded()["looks"] for run in look["runs"]}) == 16
+
+
+# Runs without scores
+
+
+def ends(when: Callable[[Config], bool], state: str, times: int = 99) -> Callable[[Config], np.ndarray | str]:
+    """Runs that end in another state, each so many times."""
+    tried = Counter[tuple[str, int]]()
+
+    def score(config: Config) -> np.ndarray | str:
+        run = (config.activation.name, config.seed)
+        tried[run] += 1
+        return state if when(config) and tried[run] <= times else scores_of(config)
+
+    return score
+
+
+def a_run(activation: str, seed: int) -> Callable[[Config], bool]:
+    return lambda config: (config.activation.name, config.seed) == (activation, seed)
+
+
+def test_a_run_that_fails_once_is_repeated(training: Training, undisturbed: Path) -> None:
+    training.score = ends(a_run("normal_cdf", 3), "failed", 1)
+    assert decide() == 0
+    assert training.begun == 19
+    assert recorded() == recorded(undisturbed)
+
+
+def test_a_run_that_fails_twice_is_left_out(training: Training, capsys: Captured) -> None:
+    """The exit code says so, also when the command is repeated."""
+    training.score = ends(a_run("normal_cdf", 4), "failed")
+    for _ in range(2):
+        assert decide() == 1
+        assert mentions(capsys.readouterr().out, "failed", "seed=4", "17 used")
+        assert training.seeds["normal_cdf"] == 7
+    assert of_decision()["normal_cdf"]["n"] == 5
+    assert [len(look["failed"]) for look in recorded()["looks"]] == [0, 0, 1]
+
+
+def test_a_run_that_failed_is_tried_again_at_the_next_look(training: Training, capsys: Captured) -> None:
+    """And then it is no failure."""
+    training.score = ends(a_run("normal_cdf", 3), "failed", 2)
+    assert decide() == 0
+    assert "failed twice" not in capsys.readouterr().out
+    first, second, third = recorded()["looks"]
+    assert [len(look["runs"]) for look in (first, second, third)] == [12, 1, 5]
+    assert of_decision()["normal_cdf"]["n"] == 6
+
+
+def test_no_look_where_most_runs_fail(training: Training, undisturbed: Path, capsys: Captured) -> None:
+    training.score = ends(lambda config: config.activation.name != "sigmoid", "failed")
+    assert decide() == 1
+    assert mentions(capsys.readouterr().out, "9 failed", "no look")
+    assert recorded()["looks"] == []
+    training.score = scores_of
+    assert decide() == 0, "the same command, once the cause is removed"
+    assert recorded() == recorded(undisturbed)
+
+
+def test_diverged_runs_are_final(training: Training) -> None:
+    training.score = ends(a_run("normal_cdf", 3), "diverged")
+    assert decide() == 0
+    assert training.begun == 18
+    assert of_decision()["normal_cdf"]["n"] == 5
+    # An arm that has no two seeds with scores cannot be tested and stops.
+    training.score = ends(lambda config: config.activation.name == "arctan" and config.seed > 0, "diverged")
+    shutil.rmtree(STUDY)
+    assert decide() == 0
+    assert [verdicts_at(look)["arctan"] for look in recorded()["looks"]] == [("no test", "untested")] * 3
+    assert training.seeds["arctan"] == 6
+
+
+def test_a_look_without_new_scores_has_its_share(training: Training) -> None:
+    training.score = ends(lambda config: config.seed == 3, "diverged")
+    assert decide() == 0
+    first, second, _ = recorded()["looks"]
+    assert set(second["runs"]) <= set(first["runs"])
+    p_1, p_2 = ({c["candidate"]: c["p"] for c in look["comparisons"]}["normal_cdf"] for look in (first, second))
+    assert p_2 == pytest.approx(p_1 * (1 / 9) / (3 / 9))
+    assert of_decision()["normal_cdf"]["n"] == 5

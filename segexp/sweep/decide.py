@@ -357,6 +357,16 @@ def look_at(arms: Arms, question: Question, decision: Decision) -> Found:
         question.looks[-1] if int(decision.looks[-1]["look"]) < n else None,
         (design["share"][-1], design["share_within"][-1]),
     )
+    # Fewer undecided comparisons make a chance larger, but what has stopped stays so.
+    before = decision.looks[-2]["comparisons"] if len(decision.looks) > 1 else []
+    about = ("block", "candidate", "reference")
+    stopped = {tuple(c[key] for key in about): c["state"] for c in before if c["state"] in ("images", "seeds")}
+    found = [
+        dataclasses.replace(one, state=stopped.get((block.title, c.candidate, c.reference), one.state))
+        if one.state != "decided"
+        else one
+        for (block, c), one in zip(made, found, strict=True)
+    ]
     directories: set[Path] = set()
     for (block, c), standing in zip(made, found, strict=True):
         if standing.state == "open":

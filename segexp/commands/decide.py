@@ -141,7 +141,8 @@ def _print_end(outcome: "Outcome", arms: "Arms", question: "Question", report: P
     result, most, spent = outcome.found.result, len(arms.plan.jobs), len(outcome.decision.used)
     lines = ["", *sentences(outcome.found, question, outcome.decision)]
     for block in result.blocks:
-        lines += ["", *text(verdicts(block, result.metric, "verdicts")[0], WIDTH)]
+        title = [block.title] if len(result.blocks) > 1 else []
+        lines += ["", *title, *text(verdicts(block, result.metric, "verdicts")[0], WIDTH)]
     saved = f"{most - spent} saved of {most} (every arm with {question.looks[-1]} seeds)"
     lines += ["", f"runs: {spent} used, {saved}"]
     lines += [f"failed twice, in no look: {label}" for label in outcome.failed]

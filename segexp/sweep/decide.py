@@ -142,7 +142,7 @@ def arms_of(overrides: Sequence[str], extra: Sequence[str], question: Question) 
         cure = "only one arm: name several, as in activation=sigmoid,arctan"
         raise UsageError(cure if one else unanswered(arranged, references))
     jobs = tuple({seed: tuple(these) for seed, these in by_seed.items()} for by_seed in of_arm.values())
-    labels = tuple(re.sub(r"\s*\bseed=\d+", "", by_seed[0][0].label) for by_seed in of_arm.values())
+    labels = tuple(re.sub(r"\s*(?<![\w.])seed=\d+", "", by_seed[0][0].label) for by_seed in of_arm.values())
     arms = Arms(jobs, labels, m, plan)
     metric_of(question.metric, question.rope, arms.own)
     return arms

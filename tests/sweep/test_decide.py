@@ -96,7 +96,7 @@ class Training:
     @property
     def seeds(self) -> dict[str, int]:
         """How many runs of each arm were trained."""
-        arms = (re.sub(r"activation=|\s*seed=\d+", "", label) for batch in self.batches for label in batch)
+        arms = (re.sub(r"activation=|(^|\s+)seed=\d+", "", label) for batch in self.batches for label in batch)
         return Counter(arms)
 
 
@@ -771,3 +771,63 @@ def test_a_look_without_new_scores_has_its_share(training: Training) -> None:
     p_1, p_2 = ({c["candidate"]: c["p"] for c in look["comparisons"]}["normal_cdf"] for look in (first, second))
     assert p_2 == pytest.approx(p_1 * (1 / 9) / (3 / 9))
     assert of_decision()["normal_cdf"]["n"] == 5
+
+
+# Several blocks
+
+
+@pytest.mark.parametrize(("key", "values"), [("optimizer.lr", ("0.001", "0.01")), ("dataset.seed", ("0", "1"))])
+def test_each_block_stops_at_a_look_of_its_own(
+    training: Training, capsys: Captured, key: str, values: tuple[str, str]
+) -> None:
+    """Conditions, or data sets; one adjustment is over all, and an arm goes on where it is open."""
+
+    def score(config: Config) -> np.ndarray | str:
+        second = str(flatten(config)[key]) == values[1]
+        return np.asarray(scores_of(config)) + 0.03 * (second and config.activation.name == "normal_cdf")
+
+    training.score = score
+    assert decide(f"{key}={','.join(values)}", arms="activation=sigmoid,normal_cdf") == 0
+    arms = {
+        f"{arm} {key}={value}": K for value, K in zip(values, (6, 4), strict=True) for arm in ("sigmoid", "normal_cdf")
+    }
+    assert training.seeds == arms
+    found = recorded()
+    assert sorted(found["design"]["arms"].values()) == sorted(f"activation={arm}" for arm in arms)
+    assert found["design"]["comparisons"] == 2
+    assert [sorted((c["state"], c["n"]) for c in look["comparisons"]) for look in found["looks"]] == [
+        [("open", 3), ("open", 3)], [("decided", 4), ("open", 4)], [("decided", 4), ("decided", 6)],
+    ]  # fmt: skip
+    last = found["looks"][-1]["comparisons"]
+    ordered = sorted(c["p"] for c in last)
+    assert sorted(c["p_holm"] for c in last) == pytest.approx([max(ordered[1], 2 * ordered[0])] * 2), "Holm over both"
+    out = capsys.readouterr().out
+    titles = [c["block"] for c in last]
+    assert len(set(titles)) == 2
+    assert all(out.count(title) == 2 for title in titles), "in its sentence and above its table"
+    result = compare([STUDY])
+    assert [(c.p_holm, str(c.verdict)) for block in result.blocks for c in block.comparisons] == [
+        (c["p_holm"], c["verdict"]) for c in last
+    ]
+    assert all(math.isnan(found.interval.p) for found in result.over_datasets), "looks differ between data sets"
+
+
+def test_looks_in_splits(training: Training, capsys: Captured) -> None:
+    """Every seed draws its own split. The images of the study set a limit that more splits do not move."""
+    assert decide("split.per_seed=true") == 0
+    assert training.seeds == {"sigmoid": 4, "normal_cdf": 4, "arctan": 3, "softsign": 3}
+    first, second = recorded()["looks"]
+    assert verdicts_at(first) == {
+        "arctan": ("better", "decided"), "normal_cdf": ("inconclusive", "open"), "softsign": ("inconclusive", "images"),
+    }  # fmt: skip
+    assert verdicts_at(second)["normal_cdf"] == ("inconclusive", "images")
+    assert {c["candidate"]: c["n"] for c in second["comparisons"]} == {"arctan": 3, "normal_cdf": 4, "softsign": 3}
+    sentences = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if "splits)" in line}
+    assert mentions(sentences["arctan"], "better than sigmoid", "3 splits")
+    assert mentions(sentences["normal_cdf"], "not decidable on these images", "4 splits")
+    (block,) = compare([STUDY]).blocks
+    found = {c.candidate: c for c in block.comparisons}
+    assert found["arctan"].n_splits == 3
+    assert found["arctan"].overall.share == pytest.approx(1 / 9)
+    assert found["normal_cdf"].overall.share == pytest.approx(1 / 3)
+    assert same({name: dataclasses.asdict(one) for name, one in found.items()}, of_decision())

@@ -67,8 +67,8 @@ def command(words: Sequence[str]) -> int:
     from segexp.sweep.decide import Budget, Question, arms_of, decide, deciding, tuned
     from segexp.sweep.plan import base_of
 
-    question = Question(_looks(options), options.metric, options.rope, options.reference)
     budget = None if options.budget is None else Budget.of(options.budget)
+    question = Question(_looks(options), options.metric, options.rope, options.reference, budget)
     overrides = readable(options.overrides)
     with hydra_session(options.config_dir, options.allow_env) as extra:
         base = base_of(overrides, extra)
@@ -88,7 +88,7 @@ def command(words: Sequence[str]) -> int:
                 base, arms = base_of(overrides, extra), arms_of(overrides, extra, question)
             _print_plan(arms)
             with deciding(arms, question) as decision:
-                outcome = decide(arms, question, decision, base, extra, budget, _print_look)
+                outcome = decide(arms, question, decision, base, extra, _print_look)
             return _print_end(outcome, arms, question, report)
 
 

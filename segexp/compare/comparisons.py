@@ -29,9 +29,11 @@ def compared(pair: tuple[Levels, Levels], block: BlockRuns, arms: Arms, scorer: 
 
 
 def _at_look(one: Comparison, runs: Sequence[Collection[Run]]) -> Comparison:
-    """The comparison with the intervals of its look, where its study is sequential."""
+    """The comparison with the intervals of its look, and none for the seeds won, where its study is sequential."""
     influence = tuple(replace(of, interval=adjusted(of.interval, *runs)) for of in one.influence)
     overall, test_set = adjusted(one.overall, *runs), adjusted(one.test_set, *runs)
+    if overall.share < 1:
+        one = replace(one, wins_low=stats.NAN, wins_high=stats.NAN)
     return replace(one, overall=overall, test_set=test_set, influence=influence)
 
 

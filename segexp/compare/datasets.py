@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import PermutationMethod, rankdata, wilcoxon
 
 from segexp.compare.result import ALPHA, Block, Interval, Metric, OverDatasets, Ranks
-from segexp.compare.statistics import finite, holm, one_sample, prediction
+from segexp.compare.statistics import NO_TEST, finite, holm, one_sample, prediction
 
 WILCOXON = "Wilcoxon"
 T = "t over data sets"
@@ -113,7 +113,7 @@ def over_datasets_of(blocks_of: Sequence[Sequence[Block]]) -> list[tuple[OverDat
     tested = over_datasets([list(of_data.values()) for of_data in differences.values()])
     looked_at = any(block.sequential for blocks in blocks_of for block in blocks)
     if looked_at:  # each stopped because of its own results
-        tested = [(T, replace(interval, p=math.nan, share=0.0), math.nan) for _, interval, _ in tested]
+        tested = [(T, replace(NO_TEST, mean=interval.mean, share=0.0), math.nan) for _, interval, _ in tested]
     for (key, of_data), (method, interval, p_holm) in zip(differences.items(), tested, strict=True):
         number, candidate, reference, conditions = key
         n = len(of_data)

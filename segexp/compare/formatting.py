@@ -171,7 +171,8 @@ def _answer(result: Result, name_across: bool, name_single: bool, alone: bool, s
 
 
 def _across_data_sets(found: Sequence[OverDatasets], metric: Metric, name: bool) -> list[str]:
-    """With several data sets the answer across them comes first."""
+    """With several data sets the answer across them comes first, where there is a test."""
+    found = [f for f in found if f.interval.share]
     if not found:
         return []
     clear = [f for f in found if f.p_holm < ALPHA]

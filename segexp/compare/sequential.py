@@ -57,11 +57,9 @@ def at_look(interval: Interval, share: float, share_within: float) -> Interval:
 def adjusted(interval: Interval, *arms: Collection[Run]) -> Interval:
     """`at_look` for the runs of these arms, together: the last look that all of them have. The interval itself where
     their study is not sequential."""
-    last = [run for arm in arms if (run := max(arm, key=_look, default=None)) and _look(run)]
-    if not last:
-        return interval
-    run = min(last, key=_look)
-    return at_look(interval, run.number("look_share"), run.number("look_share_within"))
+    shared = [[(r.number("look_share"), r.number("look_share_within")) for r in arm if _look(r)] for arm in arms]
+    # Later looks have larger shares.
+    return at_look(interval, *min(map(max, filter(None, shared)))) if any(shared) else interval
 
 
 def together(*arms: Mapping[RunKey, Run]) -> list[dict[RunKey, Run]]:

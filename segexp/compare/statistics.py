@@ -230,8 +230,9 @@ def within_rope(interval: Interval, rope: float) -> tuple[float, bool]:
 
 def pivot_shares(interval: Interval, rope: float, higher_is_better: bool) -> dict[str, float]:
     """Shares of the pivot distribution mean + se T(df) beyond and within +-rope; NaN without a test or a rope. Not a
-    posterior: no prior and no model stand behind them."""
-    known = rope > 0 and interval.se > 0
+    posterior: no prior and no model stand behind them. NaN at a look, because each is a one-sided p without its share.
+    """
+    known = rope > 0 and interval.se > 0 and interval.share == 1
     low, high = (one_sided(interval, sign * rope, -sign) if known else NAN for sign in (-1, 1))
     worse, better = (low, high) if higher_is_better else (high, low)
     return {"worse": worse, "within": max(1 - low - high, 0.0), "better": better}

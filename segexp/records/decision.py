@@ -55,11 +55,11 @@ class Decision:
         return replace(self, looks=(*self.looks, no_nan(look)))
 
     def cells(self, run_id: str) -> dict[str, str]:
-        """The columns look, look_share and look_share_within of a run."""
-        for look in reversed(self.looks):
-            if run_id in look["runs"]:
-                return {"look": str(look["look"]), **{f"look_{key}": repr(float(look[key])) for key in SHARES}}
-        return {"look": NONE}
+        """The columns of a run: look, the first that used it; look_share, look_share_within, of the last that did."""
+        used = [look for look in self.looks if run_id in look["runs"]]
+        if not used:
+            return {"look": NONE}
+        return {"look": str(used[0]["look"])} | {f"look_{key}": repr(float(used[-1][key])) for key in SHARES}
 
 
 SHARES = ("share", "share_within")

@@ -221,7 +221,7 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         result=result,
         unit=with_unit(result.metric),
         difference="difference" if result.others else in_unit(result.metric, "difference"),
-        interval=next((block.interval for block in result.blocks), ""),
+        interval=next((block.interval for block in result.blocks if block.sequential), "95 % interval"),
         how_to_read=formats.how_to_read(result),
         facts=_facts(result),
         data_terms=_data_terms(result),

@@ -535,12 +535,12 @@ def interactions(found: Factorial, metric: Metric, name: str, where: str = "") -
     """Whether the gain of one factor depends on the other, and relative to which levels."""
     # Other factors, held at one level, are appended to the name of the column factor.
     other, _, _ = found.column_factor.partition(", ")
-
+    looks = any(one.interval.share < 1 for one in found.interactions)
     columns: list[Column] = [
         (found.row_factor, TEXT, lambda one: f"{one.level} against {one.reference}"),
         (other, TEXT, lambda one: f"{one.other_level} against {one.other_reference}"),
         (fmt.in_unit(metric, "interaction"), NUMBER, lambda one: fmt.difference(metric, one.interval.mean)),
-        ("95 % interval", NUMBER, lambda one: fmt.limits(metric, one.interval)),
+        ("repeated interval" if looks else "95 % interval", NUMBER, lambda one: fmt.limits(metric, one.interval)),
         ("p, Holm", NUMBER, lambda one: fmt.p_value(one.p_holm)),
         ("seeds", NUMBER, lambda one: str(one.n_seeds)),
     ]

@@ -43,17 +43,6 @@ from segexp.sweep.tune import Search, tune, tuning_plan, write_tuning
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked. looks: seeds at each look; rope: in points where the metric is printed in points, None for its
-    own; reference: as in `segexp compare --reference`."""
-
-    looks: tuple[int, ...]
-    metric: str = "dice"
-    rope: float | None = None
-    reference: str | None = None
-
-
-@dataclass(frozen=True)
 class Budget:
     """What may be spent. unit: h (hours of the command), runs, or gpuh (hours of runs, added up)."""
 
@@ -67,6 +56,18 @@ class Budget:
         if not found or not float(found[1]):
             raise UsageError(f"--budget {text}: write hours as 8h, runs as 40runs, hours of GPUs as 16gpuh")
         return cls(float(found[1]), found[2])
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked. looks: seeds at each look; rope: in points where the metric is printed in points, None for its
+    own; reference: as in `segexp compare --reference`; budget: None for any."""
+
+    looks: tuple[int, ...]
+    metric: str = "dice"
+    rope: float | None = None
+    reference: str | None = None
+    budget: Budget | None = None
 
 
 @dataclass(frozen=True)
@@ -190,12 +191,14 @@ def _begun(arms: Arms, question: Question) -> Decision:
         "rope": None if math.isnan(rope) else rope,
         "reference": question.reference,
         "looks": list(question.looks),
+        # Its end is the sample size of the last look, which may not depend on what earlier looks have shown.
+        "budget": question.budget and f"{question.budget.amount:g}{question.budget.unit}",
         "arms": dict(zip(arms.ids, arms.labels, strict=True)),
     }
     known = read_decision(study, begins=True)
     if known and known.looks:
         for key, value in asked.items():
-            before = known.design[key]
+            before = known.design.get(key, value)
             if (before if key != "arms" else set(before)) != (value if key != "arms" else set(arms.ids)):
                 shown = "" if key == "arms" else f" ({before}, now {value})"
                 cure = "repeat its command, or give the new question another study.name"
@@ -231,11 +234,10 @@ def decide(
     decision: Decision,
     base: DictConfig,
     extra: Sequence[str],
-    budget: Budget | None,
     tell: Callable[[Found, Decision], None],
 ) -> Outcome:
     """Take the looks that are left, inside `deciding`. tell: is called with every look, once it is recorded."""
-    meter = Meter(arms, decision, budget)
+    meter = Meter(arms, decision, question.budget)
     found = None
     if decision.looks:
         found = look_at(arms, question, decision)
@@ -289,7 +291,7 @@ class Meter:
         spent = {"h": self.hours, "runs": len(ended), "gpuh": run_hours}[self.budget.unit]
         known = {"h": self.per_run(), "runs": 1.0, "gpuh": run_hours / len(ended) if ended else math.nan}
         left, cost = self.budget.amount - spent, runs * known[self.budget.unit]
-        return float(left > 0) if math.isnan(cost) else left // cost
+        return left // cost if cost > 0 else float(left > 0)
 
 
 def _train(
@@ -360,9 +362,9 @@ def look_at(arms: Arms, question: Question, decision: Decision) -> Found:
     # Fewer undecided comparisons make a chance larger, but what has stopped stays so.
     before = decision.looks[-2]["comparisons"] if len(decision.looks) > 1 else []
     about = ("block", "candidate", "reference")
-    stopped = {tuple(c[key] for key in about): c["state"] for c in before if c["state"] in ("images", "seeds")}
+    stopped = {frozenset(c[key] for key in about): c["state"] for c in before if c["state"] in ("images", "seeds")}
     found = [
-        dataclasses.replace(one, state=stopped.get((block.title, c.candidate, c.reference), one.state))
+        dataclasses.replace(one, state=stopped.get(frozenset((block.title, c.candidate, c.reference)), one.state))
         if one.state != "decided"
         else one
         for (block, c), one in zip(made, found, strict=True)

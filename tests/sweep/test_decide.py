@@ -413,6 +413,7 @@ OTHER = {
     "rope": ["--rope", "2"],
     "metric": ["--metric", "iou"],
     "reference": ["--reference", "activation=softsign"],
+    "budget": ["--budget", "16runs"],
 }
 
 
@@ -480,6 +481,8 @@ def test_runs_from_before_are_used_look_by_look(training: Training, undisturbed:
     found, expected = recorded(), recorded(undisturbed)
     assert len(found["design"].pop("found")) == 18
     assert expected["design"].pop("found") == []
+    assert found["design"].pop("budget") == "1runs"
+    assert expected["design"].pop("budget") is None
     assert found == expected
 
 
@@ -650,6 +653,31 @@ def test_beside_a_study_with_a_fixed_number_of_seeds(training: Training, undistu
         assert found["arctan"]["overall"]["share"] == pytest.approx(1 / 9)
 
 
+def test_nothing_that_is_printed_ignores_looks(training: Training, capsys: Captured) -> None:
+    """No interval of one look, no p without its share: of seeds won, of ranks, of interactions, over data sets."""
+
+    def score(config: Config) -> np.ndarray | str:
+        return np.asarray(scores_of(config)) + 0.001 * (config.loss.name == "bce") * (config.seed + 1)
+
+    training.score = score
+    words = ["loss=dice,bce", "dataset.seed=0,1,2"]
+    assert cli.main(["decide", *TINY, "activation=sigmoid,arctan,normal_cdf", *words, *QUESTION[1:]]) == 0
+    capsys.readouterr()
+    result = compare([STUDY])
+    made = [c for block in result.blocks for c in block.comparisons]
+    assert {c.deciding.share for c in made} <= set(shares(3))
+    assert all(math.isnan(value) for c in made for value in (c.wins_low, c.wins_high, *c.pivot.values()))
+    assert [one.interval.share for block in result.blocks for f in block.factorials for one in f.interactions]
+    for over in result.over_datasets:
+        assert not math.isnan(over.interval.mean)
+        assert all(math.isnan(end) for end in (over.interval.low, over.interval.high, *over.prediction, over.p_holm))
+    assert "cross" not in result.headline, "the headline has no result where there is no test"
+    assert cli.main(["compare", str(STUDY), "--questions", "ranking"]) == 0
+    out = capsys.readouterr().out
+    assert "95 % interval" not in out.partition("Across data sets")[0]
+    assert mentions(out, "No ranking", "segexp decide")
+
+
 # Budgets
 
 
@@ -683,7 +711,7 @@ def test_a_budget_ends_with_the_last_look(
     (share,) = (c.deciding.share for c in cells if c.candidate == "arctan")
     assert share == pytest.approx(1 / 9)
     begun = training.begun
-    assert decide("--budget", "100runs") == 0, "the last look is the last"
+    assert decide("--budget", budget) == 0, "the last look is the last"
     assert training.begun == begun
 
 
@@ -697,7 +725,9 @@ def test_a_budget_without_a_test(
     assert training.begun == trained
     assert not recorded()["looks"]
     assert decide("--budget", "18runs") == 0
-    assert recorded() == recorded(undisturbed)
+    found = recorded()
+    assert found["design"].pop("budget") == "18runs"
+    assert found == without_budget(undisturbed)
 
 
 def test_a_budget_counts_what_was_spent_before(training: Training, monkeypatch: Patch) -> None:
@@ -709,6 +739,18 @@ def test_a_budget_counts_what_was_spent_before(training: Training, monkeypatch: 
     assert decide("--budget", "16runs") == 0
     assert of_decision()["normal_cdf"]["n"] == 5
     assert len({run for look in recorded()["looks"] for run in look["runs"]}) == 16
+
+
+def without_budget(study: Path) -> dict[str, Any]:
+    made = recorded(study)
+    assert made["design"].pop("budget") is None
+    return made
+
+
+def test_runs_without_a_duration_cost_nothing_known(training: Training) -> None:
+    training.changes = {"seconds": 0.0}
+    assert decide("--budget", "1gpuh") == 0
+    assert training.begun == 18
 
 
 # Runs without scores
@@ -789,6 +831,19 @@ def test_a_look_without_new_scores_has_its_share(training: Training) -> None:
     p_1, p_2 = ({c["candidate"]: c["p"] for c in look["comparisons"]}["normal_cdf"] for look in (first, second))
     assert p_2 == pytest.approx(p_1 * (1 / 9) / (3 / 9))
     assert of_decision()["normal_cdf"]["n"] == 5
+
+
+def test_a_last_look_without_new_runs_leaves_what_has_stopped(training: Training) -> None:
+    """The reference is used again, at the share of the last look; what stopped before keeps its look."""
+    assert decide("--budget", "12runs") == 0
+    first, last = recorded()["looks"]
+    assert (last["look"], set(last["runs"]) < set(first["runs"])) == (3, True)
+    stopped_at, found = ({c["candidate"]: c for c in look["comparisons"]} for look in (first, last))
+    assert found["arctan"] == stopped_at["arctan"] | {"p_holm": found["arctan"]["p_holm"]}
+    assert found["softsign"]["p"] == stopped_at["softsign"]["p"]
+    assert found["normal_cdf"]["p"] == pytest.approx(stopped_at["normal_cdf"]["p"] * (1 / 9) / (5 / 9))
+    shares_at = {c.candidate: c.deciding.share for c in compare([STUDY]).blocks[0].comparisons}
+    assert shares_at == pytest.approx({"arctan": 1 / 9, "softsign": 1 / 9, "normal_cdf": 5 / 9})
 
 
 # Several blocks

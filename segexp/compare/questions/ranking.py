@@ -26,6 +26,8 @@ COLUMNS = {"mean": "mean", "rank": "rank", "rank_low": "from", "rank_high": "to 
 def ranking(reading: Reading) -> Findings:
     """Mean and rank of each arm, the 95 % interval of its rank and the share of draws in which it is best, by
     `bootstrap` on the seeds (or folds, or splits) and images that all arms have."""
+    if any(arm.interval.share < 1 for arm in reading.ranking):
+        return [], [], ["No ranking: these intervals are for one look, and `segexp decide` has taken several."]
     scorer, arms = _scored(reading)
     reading.titles["mean"] = with_unit(scorer.metric, "mean")
     rows: list[dict[str, Any]] = [{"arm": arm, "n_runs": len(runs)} for arm, runs in reading.runs.items()]

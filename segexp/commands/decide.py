@@ -135,7 +135,8 @@ def _print_end(outcome: "Outcome", arms: "Arms", question: "Question", report: P
     from segexp.report.tables import verdicts
 
     if outcome.unfinished is not None:
-        print(f"\n{outcome.unfinished.text()}\n\nno look is taken until these runs have ended: repeat the command")
+        why = "no look is taken until these runs are done; finished epochs are kept: to continue, repeat the command"
+        print(f"\n{outcome.unfinished.text(blind=True)}\n\n{why}")
         return outcome.unfinished.exit_code
     assert outcome.found is not None
     result, most, spent = outcome.found.result, len(arms.plan.jobs), len(outcome.decision.used)

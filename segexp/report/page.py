@@ -7,6 +7,7 @@ hash, and loads nothing.
 import base64
 import hashlib
 import itertools
+import os
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -399,9 +400,13 @@ def _adapt(element: ET.Element) -> None:
 
 
 def refuse_foreign(path: Path) -> None:
-    """Raise UsageError where the page would replace a directory, or a file that is not a report of segexp."""
+    """Raise UsageError where the page would replace a directory, or a file that is not a report of segexp, or where
+    its folder cannot be written to."""
     if path.is_dir():
         raise UsageError(f"{path} is a directory; give a file, such as {path / 'report.html'}")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"{path} cannot be written: {folder} is no folder that you may write to; choose another -o")
     if path.exists() and MARK.encode() not in path.read_bytes():
         raise UsageError(
             f"{path} is not a report of segexp and is not overwritten; choose another -o, or remove the file"

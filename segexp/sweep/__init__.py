@@ -63,15 +63,16 @@ class SweepReport:
             return INTERRUPTED
         return FAILED if "running" in statuses and self.waited else DONE
 
-    def text(self) -> str:
-        """A table of the runs (of at most `MOST_ROWS`), counts, failures, and how to continue."""
+    def text(self, blind: bool = False) -> str:
+        """A table of the runs (of at most `MOST_ROWS`), counts, failures, and how to continue. blind: without test
+        scores, and without a command that shows them."""
         lines = []
         if len(self.runs) <= MOST_ROWS:
             rows = [
                 {
                     "run": run.label,
                     "status": run.status + (" before" if run.before else ""),
-                    "test dice": "" if run.dice is None or math.isnan(run.dice) else f"{run.dice:.4f}",
+                    "test dice": "" if blind or run.dice is None or math.isnan(run.dice) else f"{run.dice:.4f}",
                     "directory": run.run_dir.name,
                 }
                 for run in self.runs
@@ -90,7 +91,7 @@ class SweepReport:
             # One line each, however long, so that it can be searched and its directory copied.
             rows = [dict(zip(("run", "status", "reason", "directory"), one, strict=True)) for one in failures]
             lines.append("\nnot done:\n" + text_table(rows, width=100_000))
-        if self.waited and counts["interrupted"] + counts["pending"]:
+        if self.waited and counts["interrupted"] + counts["pending"] and not blind:
             unfinished = dict.fromkeys(shlex.quote(str(r.run_dir.parent)) for r in self.runs if r.status != "done")
             lines.append("\nfinished epochs are kept; to continue repeat the command, or:")
             lines += [f"  segexp resume {study}{plugins.flags()}" for study in unfinished]

@@ -302,10 +302,11 @@ def _train(
     seeds = [s for s in range(n_seeds) if any(_status(job) not in FINAL for job in arms.of_seed(open_arms, s))]
     while seeds:
         n = int(min(meter.seeds(len(arms.of_seed(open_arms, seeds[0]))), len(seeds)))
+        # What runs cost is known before any is trained.
+        if n_seeds - len(seeds) + n < FEWEST_SEEDS and (n < 1 or (meter.budget and meter.budget.unit == "runs")):
+            what = f"--budget ends before all arms have {FEWEST_SEEDS} seeds, without which there is no test"
+            raise UsageError(f"{what}: no look is taken; repeat the command with a larger one")
         if n < 1:
-            if n_seeds - len(seeds) < FEWEST_SEEDS:
-                what = f"--budget ends before all arms have {FEWEST_SEEDS} seeds, without which there is no test"
-                raise UsageError(f"{what}: no look is taken; repeat the command with a larger one")
             return list(runs.values()), True
         jobs = [job for seed in seeds[:n] for job in arms.of_seed(open_arms, seed)]
         for _ in range(2):

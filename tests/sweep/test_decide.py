@@ -86,7 +86,7 @@ class Training:
     def carry_out(self, plan: Plan, base: object, extra: object, *, score: str) -> SweepReport:
         assert score == "val_dice", "test scores are not shown before a look"
         self.batches.append([])
-        runs = [SweptRun(job.label, job.run_dir, self.train(job)) for job in plan.jobs]
+        runs = [SweptRun(job.label, job.run_dir, self.train(job), dice=0.98765) for job in plan.jobs]
         return SweepReport(plan, runs)
 
     def train(self, job: Job) -> str:
@@ -510,6 +510,8 @@ def test_runs_from_before_are_used_look_by_look(training: Training, undisturbed:
     (["--reference", "activation=gelu"], ["gelu"]),
     (["--reference", "sigmoid"], ["--reference"]),
     (["--out", "page.html"], ["page.html"]),
+    (["--out", "page.html/report.html"], ["page.html", "-o"]),
+    (["--out", "."], ["report.html"]),
     (["loss=nothing"], ["nothing"]),
     (["dataset.number=3"], ["split.fractions"]),
 ])  # fmt: skip
@@ -715,11 +717,12 @@ def test_a_budget_ends_with_the_last_look(
     assert training.begun == begun
 
 
-@pytest.mark.parametrize(("budget", "trained"), [("3runs", 0), ("11runs", 8)])
+@pytest.mark.parametrize(("budget", "trained"), [("3runs", 0), ("11runs", 0), ("11gpuh", 8)])
 def test_a_budget_without_a_test(
     training: Training, undisturbed: Path, budget: str, trained: int, capsys: Captured
 ) -> None:
-    """No look is wasted on it; what was trained counts when more is given."""
+    """No look is wasted on it, nor a run where runs are counted; what was trained counts when more is given."""
+    spend(training, [0.0])
     assert decide("--budget", budget) == 2
     assert mentions(capsys.readouterr().err, "--budget", "3 seeds")
     assert training.begun == trained
@@ -798,6 +801,16 @@ def test_a_run_that_failed_is_tried_again_at_the_next_look(training: Training, c
     first, second, third = recorded()["looks"]
     assert [len(look["runs"]) for look in (first, second, third)] == [12, 1, 5]
     assert of_decision()["normal_cdf"]["n"] == 6
+
+
+def test_no_test_score_is_shown_before_a_look(training: Training, capsys: Captured) -> None:
+    """Not where training was stopped either, nor is a command named that shows it."""
+    training.score = ends(a_run("normal_cdf", 2), "interrupted")
+    assert decide() == 130
+    out = capsys.readouterr().out
+    assert mentions(out, "1 interrupted", "repeat the command")
+    assert "0.98" not in out
+    assert "segexp resume" not in out
 
 
 def test_no_look_where_most_runs_fail(training: Training, undisturbed: Path, capsys: Captured) -> None:

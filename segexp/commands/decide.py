@@ -64,7 +64,7 @@ def command(words: Sequence[str]) -> int:
     from segexp.config.compose import hydra_session, readable
     from segexp.report.page import refuse_foreign
     from segexp.sweep import local_options
-    from segexp.sweep.decide import Budget, Question, arms_of, decide, deciding, tuned
+    from segexp.sweep.decide import Budget, Question, arms_of, continued, decide, deciding, tuned
     from segexp.sweep.plan import base_of
 
     budget = None if options.budget is None else Budget.of(options.budget)
@@ -76,6 +76,7 @@ def command(words: Sequence[str]) -> int:
         arms = arms_of(overrides, extra, question)
         report = options.out or arms.study / "report.html"
         refuse_foreign(report)
+        continued(arms, question, but=("arms",) if options.tune else ())
         if options.dry_run:
             _print_plan(arms)
             return _dry_run(arms, question, local)
@@ -101,21 +102,20 @@ def _print_plan(arms: "Arms") -> None:
 
 def _looks(options: Namespace) -> tuple[int, ...]:
     """Seeds at each look. Raises UsageError."""
+    from segexp.compare.result import FEWEST_SEEDS
     from segexp.compare.sequential import LOOKS
 
     text, most = options.looks or ",".join(map(str, LOOKS)), options.max_seeds
     looks = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
-    if looks[0] < FEWEST or looks != sorted(set(looks)):
-        raise UsageError(f"--looks {text}: whole numbers that increase, the first {FEWEST} or more, as in 5,8,12")
+    if looks[0] < FEWEST_SEEDS or looks != sorted(set(looks)):
+        raise UsageError(f"--looks {text}: whole numbers that increase, the first {FEWEST_SEEDS} or more, as in 5,8,12")
     if most is None:
         return tuple(looks)
-    if most < looks[0] or options.looks:
-        raise UsageError(f"--max-seeds {most}: {looks[0]} or more, and without --looks, whose last number it would be")
+    if options.looks:
+        raise UsageError(f"--max-seeds {most}: not together with --looks, whose last number is the most seeds")
+    if most < looks[0]:
+        raise UsageError(f"--max-seeds {most}: {looks[0]} or more, or fewer seeds at each look, as in --looks 3,4")
     return (*(k for k in looks if k < most), most)
-
-
-FEWEST = 3
-"""Seeds without which there is no test."""
 
 
 def _print_look(found: "Found", decision: "Decision") -> None:

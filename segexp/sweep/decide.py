@@ -183,10 +183,28 @@ def deciding(arms: Arms, question: Question) -> Iterator[Decision]:
         raise UsageError(f"{owner} decides {study}: wait for it or stop it") from None
 
 
-def _begun(arms: Arms, question: Question) -> Decision:
-    study, n = arms.study, len(question.looks)
+def continued(arms: Arms, question: Question, but: Sequence[str] = ()) -> Decision | None:
+    """The decision that is recorded in the arms' study, None if none is. Raises UsageError where it was looked at with
+    another design, apart from the keys of ``but``, or compared before."""
+    study, known = arms.study, read_decision(arms.study, begins=True)
+    if known and known.looks:
+        for key, value in _asked(arms, question).items():
+            before = known.design.get(key, value)
+            if key not in but and (set(before) != set(value) if key == "arms" else before != value):
+                shown = "" if key == "arms" else f" ({before}, now {value})"
+                cure = "repeat its command, or give the new question another study.name"
+                raise UsageError(f"{study} was looked at with other {key}{shown}: {cure}")
+    if known is None and (study / looks.FILE).exists():
+        raise UsageError(
+            f"{study} was compared before (see {looks.FILE}): looks that are not counted raise false alarms; decide in "
+            "a new study, with another study.name"
+        )
+    return known
+
+
+def _asked(arms: Arms, question: Question) -> dict[str, Any]:
     rope = metric_of(question.metric, question.rope, arms.own).rope
-    asked = {
+    return {
         "metric": question.metric,
         "rope": None if math.isnan(rope) else rope,
         "reference": question.reference,
@@ -195,31 +213,17 @@ def _begun(arms: Arms, question: Question) -> Decision:
         "budget": question.budget and f"{question.budget.amount:g}{question.budget.unit}",
         "arms": dict(zip(arms.ids, arms.labels, strict=True)),
     }
-    known = read_decision(study, begins=True)
+
+
+def _begun(arms: Arms, question: Question) -> Decision:
+    known, n = continued(arms, question), len(question.looks)
     if known and known.looks:
-        for key, value in asked.items():
-            before = known.design.get(key, value)
-            if (before if key != "arms" else set(before)) != (value if key != "arms" else set(arms.ids)):
-                shown = "" if key == "arms" else f" ({before}, now {value})"
-                cure = "repeat its command, or give the new question another study.name"
-                raise UsageError(f"{study} was looked at with other {key}{shown}: {cure}")
         return known
-    if known is None and (study / looks.FILE).exists():
-        raise UsageError(
-            f"{study} was compared before (see {looks.FILE}): looks that are not counted raise false alarms; decide in "
-            "a new study, with another study.name"
-        )
-    facts = {
-        "schema_version": 1,
-        "created": now(),
-        "command": shown_command(sys.argv),
-        "alpha": ALPHA,
-        "comparisons": arms.m,
-    }
-    facts |= {"share": list(shares(n)), "share_within": list(shares_within(n))}
+    facts = {"schema_version": 1, "created": now(), "command": shown_command(sys.argv), "alpha": ALPHA}
+    facts |= {"comparisons": arms.m, "share": list(shares(n)), "share_within": list(shares_within(n))}
     ended = sorted(job.spec.run_id for job in arms.plan.jobs if _status(job) in FINAL)
     facts["found"] = known.design["found"] if known else ended
-    decision = Decision(study / FILE, {**facts, **asked})
+    decision = Decision(arms.study / FILE, {**facts, **_asked(arms, question)})
     write_decision(decision)
     return decision
 

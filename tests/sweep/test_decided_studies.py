@@ -107,6 +107,20 @@ def test_another_study_name_is_another_decision(training: Training, undisturbed:
     assert recorded() == recorded(undisturbed)
 
 
+@pytest.mark.parametrize("words", [["--dry-run"], ["--tune"]])
+def test_another_question_is_refused_before_rates_are_searched(
+    training: Training, undisturbed: Path, words: list[str], capsys: Captured
+) -> None:
+    """And before a forecast of it is made."""
+    shutil.copytree(undisturbed, STUDY)
+    assert decide("--rope", "2", *words) == 2
+    said = capsys.readouterr()
+    assert mentions(said.err, STUDY, "rope", "study.name")
+    assert not said.out
+    assert [path.name for path in STUDY.parent.iterdir()] == [STUDY.name]
+    assert not training.begun
+
+
 def test_a_study_that_was_compared_is_no_new_decision(training: Training, undisturbed: Path, capsys: Captured) -> None:
     """It stays what it was, and can be compared as before."""
     shutil.copytree(undisturbed, STUDY)

@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 All arms get the seeds of the first look. After each look, arms that are decided (better, worse or equivalent) and arms
-that these seeds and images cannot decide get no more seeds; the others go on to the next look. All looks together give
-a false verdict in at most 5 % of studies: each has its own share of these 5 %, and Holm's adjustment is over all
-candidates of the start. A look is recorded in decision.json of the study before its result is shown; from then on
-`compare` and `report` use these shares, and the arms, looks, metric and rope cannot be changed.
+that these seeds and images cannot decide get no more seeds; the others go on. All looks together give a false verdict
+in at most 5 % of studies: each has its share of these 5 %, which `compare` and `report` use as well. From the first
+look on the arms, looks, metric, rope and budget cannot be changed.
 Use a study of its own (study.name=...). Repeat a command to continue after an interruption.
 
 examples:
@@ -64,10 +63,10 @@ def command(words: Sequence[str]) -> int:
     from segexp.config.compose import hydra_session, readable
     from segexp.report.page import refuse_foreign
     from segexp.sweep import local_options
-    from segexp.sweep.decide import Budget, Question, arms_of, continued, decide, deciding, tuned
+    from segexp.sweep.decide import Question, arms_of, budget_of, continued, decide, deciding, tuned
     from segexp.sweep.plan import base_of
 
-    budget = None if options.budget is None else Budget.of(options.budget)
+    budget = None if options.budget is None else budget_of(options.budget)
     question = Question(_looks(options), options.metric, options.rope, options.reference, budget)
     overrides = readable(options.overrides)
     with hydra_session(options.config_dir, options.allow_env) as extra:
@@ -197,7 +196,6 @@ def _images(found: "Comparison", metric: "Metric", question: "Question", decisio
 def _dry_run(arms: "Arms", question: "Question", local: "LocalOptions | None") -> int:
     """Print looks, shares, and what to expect; write nothing."""
     from segexp.compare.formatting import amount
-    from segexp.compare.scorer import metric_of
     from segexp.compare.sequential import shares, shares_within
     from segexp.records.formatting import duration, text_table
     from segexp.sweep.decide import expected, variances_of
@@ -217,16 +215,14 @@ def _dry_run(arms: "Arms", question: "Question", local: "LocalOptions | None") -
         print(f"will fail: {problem}")
     code = FAILED if cost.problems else DONE
     seconds = math.fsum(s for s, _ in cost.costs) / max(len(cost.costs), 1) / (len(slots.gpus) if slots else 1)
-    sds, metric = variances_of(arms, question), metric_of(question.metric, question.rope, arms.own)
-    if sds is None or not metric.rope > 0:
+    variances, metric = variances_of(arms, question), arms.metric(question)
+    if variances is None or not metric.rope > 0:
         print(f"\nno forecast: the variances or the rope of {metric.title} are not known (--rope)")
         return code
-    table = []
+    (sds, source), table = variances, []
     for times in (0, 1, 2):
         runs, decided = expected(arms, question, sds, times * metric.rope, metric.rope)
         row = {"every candidate differs by": amount(metric, times * metric.rope, signed=False), "runs": f"{runs:.0f}"}
         table.append(row | {"time": duration(seconds * runs), "decided": f"{decided:.0%}"})
-    print(
-        f"\nto expect, of {pluralize(len(arms.plan.jobs), 'run')} at most; variances: {sds.source}\n{text_table(table)}"
-    )
+    print(f"\nto expect, of {pluralize(len(arms.plan.jobs), 'run')} at most; variances: {source}\n{text_table(table)}")
     return code

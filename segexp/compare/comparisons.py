@@ -9,7 +9,7 @@ import numpy as np
 from segexp.compare import statistics as stats
 from segexp.compare.blocks import Arms, BlockRuns, Levels
 from segexp.compare.procedures import TestResult, tested
-from segexp.compare.result import ALPHA, FEWEST_SEEDS, Comparison, Each, Influence, Interval, Method, Metric, Verdict
+from segexp.compare.result import FEWEST_SEEDS, Comparison, Each, Influence, Method, Metric, Verdict
 from segexp.compare.scorer import Scorer
 from segexp.compare.sequential import adjusted, together
 from segexp.records.runs import Run
@@ -89,28 +89,19 @@ def with_holm(
     metrics, block_of: of each comparison its metric, and what it shares with the others of its data set. across: p of
     results over data sets of which the headline speaks as well.
     """
-    p_F = np.array([*(c.deciding.p for c in comparisons), *across])
-    ropes = [metric.rope for metric in metrics]
-    inside_C = np.array([stats.within_rope(c.deciding, rope)[0] for c, rope in zip(comparisons, ropes, strict=True)])
+    intervals, ropes = [c.deciding for c in comparisons], [metric.rope for metric in metrics]
+    decide = stats.family(intervals, ropes, [metric.higher_is_better for metric in metrics], across)
+    p_C = np.array([one.p for one in intervals])
     of_block = np.full(len(comparisons), stats.NAN)
     for block in dict.fromkeys(block_of):
         members = np.flatnonzero([other == block for other in block_of])
-        of_block[members] = stats.holm(p_F[members])
-
-    def holm(p_all: np.ndarray, n: int, p: float) -> float:
-        return float(stats.holm(np.where(np.arange(len(p_all)) == n, p, p_all))[n])
-
-    def decide(n: int, interval: Interval) -> dict[str, Any]:
-        """p_holm and verdict of comparison n with this interval."""
-        p_holm, (p_inside, inside) = holm(p_F, n, interval.p), stats.within_rope(interval, ropes[n])
-        negligible = inside and not holm(inside_C, n, p_inside) >= ALPHA
-        verdict = stats.verdict(interval, p_holm, negligible, metrics[n].higher_is_better)
-        return {"p_holm": p_holm, "verdict": verdict}
-
+        of_block[members] = stats.holm(p_C[members])
     decided = []
     for n, comparison in enumerate(comparisons):
-        influence = tuple(replace(one, **decide(n, one.interval)) for one in comparison.influence)
-        found = replace(comparison, **decide(n, comparison.deciding), p_block=float(of_block[n]), influence=influence)
+        without = comparison.influence
+        influence = tuple(Influence(one.what, one.name, one.interval, *decide(n, one.interval)) for one in without)
+        p_holm, verdict = decide(n, comparison.deciding)
+        found = replace(comparison, p_holm=p_holm, verdict=verdict, p_block=float(of_block[n]), influence=influence)
         same = found.verdict == Verdict.EQUIVALENT or found.verdict.negligible
         pivot = stats.pivot_shares(found.deciding, ropes[n], metrics[n].higher_is_better)
         decided.append(replace(found, condition=condition_of(found, ropes[n]) if same else "", pivot=pivot))

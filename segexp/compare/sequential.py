@@ -1,11 +1,10 @@
 """Looks at a study that is not finished: what each may spend, and which comparisons can still be decided.
 
-Every look j has a share w_j of alpha, w_1 + ... + w_J = 1. A comparison that is tested at the level w_j alpha at each
-its looks has a false positive in at most alpha of studies, whatever the dependence between the looks (union bound),
-and intervals of level 1 - w_j alpha hold the truth at all looks together in at least 1 - alpha (repeated intervals,
-Jennison and Turnbull 1989). So p / w_j at the look where a comparison stops, whatever made it stop, is as good as the
-p of a single test, and Holm's adjustment over the last p / w_j of all comparisons keeps alpha: rejecting one takes p
-/ w_j <= alpha / (number of true hypotheses) for some true one at some look.
+Every look j has a share w_j of alpha, w_1 + ... + w_J = 1. Tests at the levels w_j alpha have a false positive in at
+most alpha of studies, whatever the dependence between looks (union bound), and intervals of level 1 - w_j alpha hold
+the truth at all looks in at least 1 - alpha (repeated intervals, Jennison and Turnbull 1989). So p / w_j at the look
+where a comparison stops, whatever made it stop, is as good as the p of a single test, also for Holm's adjustment over
+all: a false rejection takes p / w_j <= alpha / (number of true hypotheses) for some true one at some look.
 """
 
 import math
@@ -157,14 +156,8 @@ def standings(
 
 def decided(intervals: Sequence[Interval], ropes: Sequence[float], higher_is_better: bool) -> list[Verdict]:
     """Verdicts of one family of comparisons, as `segexp.compare.comparisons.with_holm` gives them."""
-    p_C = stats.holm([one.p for one in intervals])
-    inside_C = [stats.within_rope(one, rope) for one, rope in zip(intervals, ropes, strict=True)]
-    adjusted_C = stats.holm([p for p, _ in inside_C])
-    negligible_C = [inside and not p >= ALPHA for p, (_, inside) in zip(adjusted_C, inside_C, strict=True)]
-    return [
-        stats.verdict(one, float(p), negligible, higher_is_better)
-        for one, p, negligible in zip(intervals, p_C, negligible_C, strict=True)
-    ]
+    decide = stats.family(intervals, ropes, [higher_is_better] * len(intervals))
+    return [decide(n, one)[1] for n, one in enumerate(intervals)]
 
 
 def analysed(D_KN: np.ndarray, sizes: tuple[int, int] | None = None) -> Evidence:

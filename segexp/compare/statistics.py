@@ -256,6 +256,25 @@ def verdict(interval: Interval, p_holm: float, negligible: bool, higher_is_bette
     return Verdict.WORSE_NEGLIGIBLE if negligible else Verdict.WORSE
 
 
+def family(
+    intervals: Sequence[Interval], ropes: Sequence[float], higher: Sequence[bool], across: Sequence[float] = ()
+) -> Callable[[int, Interval], tuple[float, Verdict]]:
+    """(p_holm, verdict) of comparison n of a family with its own interval or another, all others being as they are.
+    higher: whether higher is better; across: p of other results of the family. Equivalence is a family of its own."""
+    p_F = np.array([*(one.p for one in intervals), *across])
+    inside_C = np.array([within_rope(*one)[0] for one in zip(intervals, ropes, strict=True)])
+
+    def adjusted(p_all: np.ndarray, n: int, p: float) -> float:
+        return float(holm(np.where(np.arange(len(p_all)) == n, p, p_all))[n])
+
+    def decide(n: int, interval: Interval) -> tuple[float, Verdict]:
+        p_holm, (p_inside, inside) = adjusted(p_F, n, interval.p), within_rope(interval, ropes[n])
+        negligible = inside and not adjusted(inside_C, n, p_inside) >= ALPHA
+        return p_holm, verdict(interval, p_holm, negligible, higher[n])
+
+    return decide
+
+
 def without_most_influential(differences_KN: ArrayLike) -> dict[str, tuple[int, Interval]]:
     """Index of the image, and of the seed, whose mean lies farthest from the mean of all, and the interval without it.
     Only where enough others remain for a test. Without one of 5 seeds the test is that of 5, so that a verdict changes

@@ -1,9 +1,8 @@
 """The sequential decision: arms get more seeds until it is decided which is better, or clear that it cannot be.
 
-At each look of the design all comparisons are tested by `segexp.compare`, at the look's share of alpha
-(`segexp.compare.sequential`). What is decided, or cannot be decided with the seeds or images left, stops; the other
-candidates and their references get the seeds of the next look. A look is recorded (`segexp.records.decision`) before
-its result is shown, and everything else is read from records: the same command continues after any interruption.
+Each look tests all comparisons by `segexp.compare` at its share of alpha (`segexp.compare.sequential`), and is recorded
+(`segexp.records.decision`) before it is shown. All else is read from records: the same command continues after any
+interruption.
 """
 
 import dataclasses
@@ -21,9 +20,10 @@ import numpy as np
 from omegaconf import DictConfig
 
 from segexp.compare.blocks import arrange, pairs_of, reference_levels
-from segexp.compare.result import ALPHA, FEWEST_SEEDS, METRICS, Block, Comparison, Result, Verdict
+from segexp.compare.result import ALPHA, FEWEST_SEEDS, METRICS, Block, Comparison, Metric, Result, Verdict
 from segexp.compare.scorer import metric_of
 from segexp.compare.sequential import Standing, evidence_of, shares, shares_within, simulated, standings
+from segexp.compare.statistics import PARTS
 from segexp.compare.verdict import compare, load_checked
 from segexp.compare.warnings import unanswered
 from segexp.config.arm import TUNED_FILE, arm_label
@@ -34,28 +34,23 @@ from segexp.records.files import shown_command
 from segexp.records.formatting import pluralize
 from segexp.records.process import OwnedError, ownership
 from segexp.records.runs import FINAL, Planned, Run
-from segexp.records.scores import OWN, OWN_SCORES, Score
+from segexp.records.scores import OWN, OWN_SCORES
 from segexp.records.tables import load
 from segexp.running import now
 from segexp.sweep import SweepReport, SweptRun, carry_out
 from segexp.sweep.plan import Job, Plan, labelled, make_plan
 from segexp.sweep.tune import Search, tune, tuning_plan, write_tuning
 
+Budget = tuple[float, str]
+"""What may be spent: an amount in h (hours of the command), runs, or gpuh (hours of runs, added up)."""
 
-@dataclass(frozen=True)
-class Budget:
-    """What may be spent. unit: h (hours of the command), runs, or gpuh (hours of runs, added up)."""
 
-    amount: float
-    unit: str
-
-    @classmethod
-    def of(cls, text: str) -> "Budget":
-        """Raises UsageError for text that is not like 8h, 40runs or 16gpuh."""
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(h|runs|gpuh)", text)
-        if not found or not float(found[1]):
-            raise UsageError(f"--budget {text}: write hours as 8h, runs as 40runs, hours of GPUs as 16gpuh")
-        return cls(float(found[1]), found[2])
+def budget_of(text: str) -> Budget:
+    """Raises UsageError for text that is not like 8h, 40runs or 16gpuh."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(h|runs|gpuh)", text)
+    if not found or not float(found[1]):
+        raise UsageError(f"--budget {text}: write hours as 8h, runs as 40runs, hours of GPUs as 16gpuh")
+    return float(found[1]), found[2]
 
 
 @dataclass(frozen=True)
@@ -83,15 +78,10 @@ class Arms:
     def study(self) -> Path:
         return self.plan.jobs[0].run_dir.parent
 
-    @property
-    def own(self) -> dict[str, Score]:
-        """The scores of plugins that the runs compute, by column."""
-        return {OWN + name: OWN_SCORES[name] for name in self.plan.jobs[0].spec.config.metrics.scores or ()}
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """An identity of each arm: the run of its first seed."""
-        return tuple(of_arm[0][0].spec.run_id for of_arm in self.jobs)
+    def metric(self, question: Question) -> Metric:
+        """The metric of a question, which may be a score of a plugin that the runs compute. Raises UsageError."""
+        own = {OWN + name: OWN_SCORES[name] for name in self.plan.jobs[0].spec.config.metrics.scores or ()}
+        return metric_of(question.metric, question.rope, own)
 
     def of_seed(self, open_arms: Sequence[int], seed: int) -> list[Job]:
         return [job for arm in open_arms for job in self.jobs[arm][seed]]
@@ -145,7 +135,7 @@ def arms_of(overrides: Sequence[str], extra: Sequence[str], question: Question) 
     jobs = tuple({seed: tuple(these) for seed, these in by_seed.items()} for by_seed in of_arm.values())
     labels = tuple(re.sub(r"\s*(?<![\w.])seed=\d+", "", by_seed[0][0].label) for by_seed in of_arm.values())
     arms = Arms(jobs, labels, m, plan)
-    metric_of(question.metric, question.rope, arms.own)
+    arms.metric(question)
     return arms
 
 
@@ -155,13 +145,13 @@ def tuned(overrides: Sequence[str], extra: Sequence[str], base: DictConfig) -> P
     tuning = tune(tuning_plan([*overrides, *per_seed], extra).jobs, base, extra, Search(), print)
     for run in tuning.unfinished:
         print(f"{run.status}: {run.label} {run.reason}")
-    without = [arm_label(arm) for arm in tuning.trials if not tuning.unfinished and tuning.best(arm) is None]
-    if without:
+    if tuning.unfinished:
+        return None
+    if without := [arm_label(arm) for arm in tuning.trials if tuning.best(arm) is None]:
         raise UsageError(f"{', '.join(without)}: every learning rate diverged; try other rates with `segexp tune`")
     path = (tuning.folder / TUNED_FILE).absolute()
-    if not tuning.unfinished:
-        write_tuning(tuning, path, sys.argv)
-    return None if tuning.unfinished else path
+    write_tuning(tuning, path, sys.argv)
+    return path
 
 
 def _pending(job: Job) -> Run:
@@ -203,15 +193,15 @@ def continued(arms: Arms, question: Question, but: Sequence[str] = ()) -> Decisi
 
 
 def _asked(arms: Arms, question: Question) -> dict[str, Any]:
-    rope = metric_of(question.metric, question.rope, arms.own).rope
+    rope = arms.metric(question).rope
     return {
         "metric": question.metric,
         "rope": None if math.isnan(rope) else rope,
         "reference": question.reference,
         "looks": list(question.looks),
         # Its end is the sample size of the last look, which may not depend on what earlier looks have shown.
-        "budget": question.budget and f"{question.budget.amount:g}{question.budget.unit}",
-        "arms": dict(zip(arms.ids, arms.labels, strict=True)),
+        "budget": question.budget and "{:g}{}".format(*question.budget),
+        "arms": {of_arm[0][0].spec.run_id: label for of_arm, label in zip(arms.jobs, arms.labels, strict=True)},
     }
 
 
@@ -223,7 +213,7 @@ def _begun(arms: Arms, question: Question) -> Decision:
     facts |= {"comparisons": arms.m, "share": list(shares(n)), "share_within": list(shares_within(n))}
     ended = sorted(job.spec.run_id for job in arms.plan.jobs if _status(job) in FINAL)
     facts["found"] = known.design["found"] if known else ended
-    decision = Decision(arms.study / FILE, {**facts, **_asked(arms, question)})
+    decision = Decision(arms.study / FILE, facts | _asked(arms, question))
     write_decision(decision)
     return decision
 
@@ -271,7 +261,7 @@ class Meter:
         self.budget = budget
         self._began, self._before_h = time.monotonic(), float(decision.looks[-1]["hours"]) if decision.looks else 0.0
         self._jobs = [job for job in arms.plan.jobs if job.spec.run_id not in decision.design["found"]]
-        self._ended = self._records()
+        self._n_before = len(self._records())
 
     def _records(self) -> list[Mapping[str, Any]]:
         paths = [job.run_dir for job in self._jobs if (job.run_dir / "run.json").exists()]
@@ -281,21 +271,16 @@ class Meter:
     def hours(self) -> float:
         return self._before_h + (time.monotonic() - self._began) / 3600
 
-    def per_run(self) -> float:
-        """Hours of the clock for a run that ended in this call, NaN before the first."""
-        n = len(self._records()) - len(self._ended)
-        return (self.hours - self._before_h) / n if n > 0 else math.nan
-
     def seeds(self, runs: int) -> float:
         """How many more seeds of so many runs the budget allows; one where the cost of a run is not known yet."""
         if self.budget is None:
             return math.inf
-        ended = self._records()
-        run_hours = math.fsum(record.get("seconds") or 0.0 for record in ended) / 3600
-        spent = {"h": self.hours, "runs": len(ended), "gpuh": run_hours}[self.budget.unit]
-        known = {"h": self.per_run(), "runs": 1.0, "gpuh": run_hours / len(ended) if ended else math.nan}
-        left, cost = self.budget.amount - spent, runs * known[self.budget.unit]
-        return left // cost if cost > 0 else float(left > 0)
+        (amount, unit), ended = self.budget, self._records()
+        n, run_hours = len(ended), math.fsum(one.get("seconds") or 0 for one in ended) / 3600
+        spent = {"h": self.hours, "runs": n, "gpuh": run_hours}[unit]
+        known, of = {"h": (self.hours - self._before_h, n - self._n_before), "runs": (1, 1)}.get(unit, (run_hours, n))
+        cost = runs * known / of if of else 0.0
+        return (amount - spent) // cost if cost > 0 else float(spent < amount)
 
 
 def _train(
@@ -307,7 +292,7 @@ def _train(
     while seeds:
         n = int(min(meter.seeds(len(arms.of_seed(open_arms, seeds[0]))), len(seeds)))
         # What runs cost is known before any is trained.
-        if n_seeds - len(seeds) + n < FEWEST_SEEDS and (n < 1 or (meter.budget and meter.budget.unit == "runs")):
+        if n_seeds - len(seeds) + n < FEWEST_SEEDS and (n < 1 or (meter.budget and meter.budget[1] == "runs")):
             what = f"--budget ends before all arms have {FEWEST_SEEDS} seeds, without which there is no test"
             raise UsageError(f"{what}: no look is taken; repeat the command with a larger one")
         if n < 1:
@@ -356,51 +341,38 @@ def look_at(arms: Arms, question: Question, decision: Decision) -> Found:
     loaded = dataclasses.replace(loaded, runs=tuple(run for run in loaded.runs if run.run_id in planned))
     result = compare([arms.study], question.metric, reference=question.reference, rope=question.rope, loaded=loaded)
     made = [(block, c) for block in result.blocks for c in block.comparisons]
-    n, design = len(question.looks), decision.design
+    left = question.looks[-1] if int(decision.looks[-1]["look"]) < len(question.looks) else None
+    last = decision.design["share"][-1], decision.design["share_within"][-1]
     found = standings(
-        [evidence_of(c) for _, c in made],
-        [c.verdict for _, c in made],
-        [result.metric.rope for _ in made],
-        question.looks[-1] if int(decision.looks[-1]["look"]) < n else None,
-        (design["share"][-1], design["share_within"][-1]),
+        [evidence_of(c) for _, c in made], [c.verdict for _, c in made], [result.metric.rope] * len(made), left, last
     )
     # Fewer undecided comparisons make a chance larger, but what has stopped stays so.
     before = decision.looks[-2]["comparisons"] if len(decision.looks) > 1 else []
-    about = ("block", "candidate", "reference")
-    stopped = {frozenset(c[key] for key in about): c["state"] for c in before if c["state"] in ("images", "seeds")}
-    found = [
-        dataclasses.replace(one, state=stopped.get(frozenset((block.title, c.candidate, c.reference)), one.state))
-        if one.state != "decided"
-        else one
-        for (block, c), one in zip(made, found, strict=True)
-    ]
-    directories: set[Path] = set()
-    for (block, c), standing in zip(made, found, strict=True):
-        if standing.state == "open":
-            pair = [arm for arm in block.ranking if arm.arm in (c.candidate, c.reference)]
-            directories |= {Path(path) for arm in pair for path in arm.directories}
-    open_arms = [
+    states = {(c["block"], frozenset((c["candidate"], c["reference"]))): c["state"] for c in before}
+    compared, directories = [], set[Path]()
+    for (block, c), one in zip(made, found, strict=True):
+        pair = frozenset((c.candidate, c.reference))
+        state = states.get((block.title, pair), "open")
+        state = state if state in ("images", "seeds") and one.state != "decided" else one.state
+        compared.append((block, c, dataclasses.replace(one, state=state)))
+        if state == "open":
+            directories |= {Path(path) for arm in block.ranking if arm.arm in pair for path in arm.directories}
+    open_arms = (
         n
         for n, by_seed in enumerate(arms.jobs)
         if any(job.run_dir.absolute() in directories for of_seed in by_seed.values() for job in of_seed)
-    ]
-    return Found(result, tuple((*pair, standing) for pair, standing in zip(made, found, strict=True)), tuple(open_arms))
+    )
+    return Found(result, tuple(compared), tuple(open_arms))
 
 
 # What to expect: a dry run
 
 
-@dataclass(frozen=True)
-class Variances:
-    """Components of the variance of an arm's score, as standard deviations in the metric's unit; source: in words."""
+Variances = tuple[tuple[float, ...], str]
+"""Standard deviations of an arm's score from seed to seed, image to image, and of the rest, in the metric's unit; where
+they come from, in words."""
 
-    seed: float
-    image: float
-    residual: float
-    source: str
-
-
-USUAL = Variances(0.01, 0.03, 0.05, "usual ones: 1 point from seed to seed, 3 from image to image, 5 for the rest")
+USUAL = (0.01, 0.03, 0.05), "usual ones: 1 point from seed to seed, 3 from image to image, 5 for the rest"
 
 
 def variances_of(arms: Arms, question: Question) -> Variances | None:
@@ -415,9 +387,8 @@ def variances_of(arms: Arms, question: Question) -> Variances | None:
         known = []
     if known:
         # Two arms make a difference.
-        parts = (sum(one[part] for one in known) / len(known) / 2 for part in ("seed", "image", "residual"))
-        seed, image, residual = map(math.sqrt, parts)
-        return Variances(seed, image, residual, f"those of {pluralize(len(known), 'comparison')} of the runs at hand")
+        parts = (sum(one[part] for one in known) / len(known) / 2 for part in PARTS[1:])
+        return tuple(map(math.sqrt, parts)), f"those of {pluralize(len(known), 'comparison')} of the runs at hand"
     metric = METRICS.get(question.metric)
     return USUAL if metric and metric.points else None
 
@@ -426,22 +397,22 @@ STUDIES = 200
 """Simulated studies of a dry run."""
 
 
-def expected(arms: Arms, question: Question, sds: Variances, difference: float, rope: float) -> tuple[float, float]:
-    """(runs, share of comparisons decided) of simulated studies in which every candidate differs by ``difference``."""
+def expected(
+    arms: Arms, question: Question, sds: Sequence[float], difference: float, rope: float
+) -> tuple[float, float]:
+    """(runs, share of comparisons decided) of simulated studies in which every candidate differs by ``difference``.
+    sds: as in `Variances`."""
     n_blocks = len({job.spec.dataset_sha for job in arms.plan.jobs})
     spec, C = arms.plan.jobs[0].spec, max(arms.m // n_blocks, 1)
     N, rng = max(len(spec.split["test"]), 2), np.random.default_rng(0)
     sizes = N, len(spec.split["train"])
     K, per_seed, runs, n_decided = question.looks[-1], spec.config.split.per_seed, 0, 0
     for _ in range(STUDIES):
-        seed, image = (
-            sds.seed * rng.normal(size=(C + 1, K, 1)),
-            sds.image * rng.normal(size=(C + 1, K if per_seed else 1, N)),
-        )
-        scores = seed + image + sds.residual * rng.normal(size=(C + 1, K, N))
-        spent, verdicts = simulated(
-            scores[1:] - scores[0] + difference, question.looks, rope, sizes if per_seed else None
-        )
+        shapes = (K, 1), (K if per_seed else 1, N), (K, N)
+        seed, image, rest = (sd * rng.normal(size=(C + 1, *shape)) for sd, shape in zip(sds, shapes, strict=True))
+        scores = seed + image + rest
+        D_CKN = scores[1:] - scores[0] + difference
+        spent, verdicts = simulated(D_CKN, question.looks, rope, sizes if per_seed else None)
         runs += spent
         n_decided += sum(verdict != Verdict.INCONCLUSIVE for verdict in verdicts)
     per_arm = len(arms.plan.jobs) / (n_blocks * (C + 1) * K)

@@ -2,7 +2,6 @@
 
 import math
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,7 +61,7 @@ def command(words: Sequence[str]) -> int:
 
     from segexp.config.compose import hydra_session, readable
     from segexp.report.page import refuse_foreign
-    from segexp.sweep import local_options
+    from segexp.sweep import local_options, print_plan
     from segexp.sweep.decide import Question, arms_of, budget_of, continued, decide, deciding, tuned
     from segexp.sweep.plan import base_of
 
@@ -77,7 +76,7 @@ def command(words: Sequence[str]) -> int:
         refuse_foreign(report)
         continued(arms, question, but=("arms",) if options.tune else ())
         if options.dry_run:
-            _print_plan(arms)
+            print_plan(arms.plan, "at most ")
             return _dry_run(arms, question, local)
         with ignoring_closed_output():
             if options.tune:
@@ -86,17 +85,10 @@ def command(words: Sequence[str]) -> int:
                     return FAILED
                 overrides = [*overrides, f"tuned={path}"]
                 base, arms = base_of(overrides, extra), arms_of(overrides, extra, question)
-            _print_plan(arms)
+            print_plan(arms.plan, "at most ")
             with deciding(arms, question) as decision:
                 outcome = decide(arms, question, decision, base, extra, _print_look)
             return _print_end(outcome, arms, question, report)
-
-
-def _print_plan(arms: "Arms") -> None:
-    from segexp.sweep import print_plan
-
-    print("at most ", end="")
-    print_plan(arms.plan)
 
 
 def _looks(options: Namespace) -> tuple[int, ...]:
@@ -119,12 +111,15 @@ def _looks(options: Namespace) -> tuple[int, ...]:
 
 def _print_look(found: "Found", decision: "Decision") -> None:
     look = decision.looks[-1]
-    counts = Counter(str(c.verdict) if s.state == "decided" else STANDINGS[s.state] for _, c, s in found.compared)
-    said = ", ".join(f"{count} {what}" for what, count in counts.items())
+    named: dict[str, list[str]] = {}
+    for _, c, s in found.compared:
+        named.setdefault(str(c.verdict) if s.state == "decided" else STANDINGS[s.state], []).append(c.candidate)
+    most = 3 if len(found.result.blocks) == 1 else 0
+    said = "; ".join(f"{what}: {', '.join(all) if len(all) <= most else len(all)}" for what, all in named.items())
     seeds = max(c.n_splits or c.n_seeds for _, c, _ in found.compared)
     goes = f"{len(found.open_arms)} arms go on" if found.open_arms else "no arm goes on"
     which = f"look {look['look']} of {len(decision.design['looks'])}: {seeds} seeds, {look['share']:.0%} of alpha"
-    print(f"{which}: {said}; {goes}", flush=True)
+    print(f"{which}; {said}; {goes}", flush=True)
 
 
 def _print_end(outcome: "Outcome", arms: "Arms", question: "Question", report: Path) -> int:
@@ -140,11 +135,14 @@ def _print_end(outcome: "Outcome", arms: "Arms", question: "Question", report: P
     assert outcome.found is not None
     result, most, spent = outcome.found.result, len(arms.plan.jobs), len(outcome.decision.used)
     lines = ["", *sentences(outcome.found, question, outcome.decision)]
+    lines += [f"warning: {warning}" for warning in result.warnings]
+    if any(standing.state not in ("decided", "untested") for *_, standing in outcome.found.compared):
+        cure = "more test images or more seeds (--max-seeds) can decide in a new study (another study.name)"
+        lines += ["", f"undecided: any difference within the repeated interval remains possible; {cure}"]
     for block in result.blocks:
         title = [block.title] if len(result.blocks) > 1 else []
         lines += ["", *title, *text(verdicts(block, result.metric, "verdicts")[0], WIDTH)]
-    saved = f"{most - spent} saved of {most} (every arm with {question.looks[-1]} seeds)"
-    lines += ["", f"runs: {spent} used, {saved}"]
+    lines += ["", f"runs: {spent} used, {most - spent} fewer than with {question.looks[-1]} seeds for every arm"]
     lines += [f"failed twice, in no look: {label}" for label in outcome.failed]
     print("\n".join(lines).replace(MINUS, "-"))
     page, *_ = write_page(report, contents_of(result))
@@ -176,8 +174,8 @@ def sentences(found: "Found", question: "Question", decision: "Decision") -> lis
         elif last:
             said = f"{pair}: not decided{where} {shown}"
         else:
-            chance = f"with {question.looks[-1]} seeds the chance of a decision is {max(standing.power, 0.01):.0%}"
-            said = f"{pair}: not decidable with these seeds{where}; {chance} {shown}"
+            chance = f"the chance of a decision is {max(standing.power, 0.01):.0%}"
+            said = f"{pair}: not decidable with up to {question.looks[-1]} seeds{where}; {chance} {shown}"
         lines.append(f"{said}.")
     return lines
 
@@ -219,10 +217,13 @@ def _dry_run(arms: "Arms", question: "Question", local: "LocalOptions | None") -
     if variances is None or not metric.rope > 0:
         print(f"\nno forecast: the variances or the rope of {metric.title} are not known (--rope)")
         return code
-    (sds, source), table = variances, []
+    (sds, source), table, most = variances, [], pluralize(len(arms.plan.jobs), "run")
     for times in (0, 1, 2):
         runs, decided = expected(arms, question, sds, times * metric.rope, metric.rope)
         row = {"every candidate differs by": amount(metric, times * metric.rope, signed=False), "runs": f"{runs:.0f}"}
         table.append(row | {"time": duration(seconds * runs), "decided": f"{decided:.0%}"})
-    print(f"\nto expect, of {pluralize(len(arms.plan.jobs), 'run')} at most; variances: {source}\n{text_table(table)}")
+    print(f"\nto expect, of {most} at most, without --tune and --budget; variances: {source}\n{text_table(table)}")
+    if decided < 0.5:
+        few = f"{len(first[0].spec.split['test'])} test images and {question.looks[-1]} seeds are too few"
+        print(f"{few} for such differences: more images, --max-seeds, or a larger --rope")
     return code

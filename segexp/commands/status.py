@@ -264,9 +264,9 @@ def _decided(decision: Mapping[str, Any]) -> str:
     counts = Counter(
         c["verdict"] if c["state"] == "decided" else STANDINGS[c["state"]] for c in decision["comparisons"]
     )
-    said = [f"look {decision['looks']} of {decision['of']} taken", *(f"{n} {what}" for what, n in counts.items())]
+    said = [f"{decision['looks']} of {decision['of']} looks taken", *(f"{n} {what}" for what, n in counts.items())]
     if decision["owner"]:
-        said.append(f"{decision['owner']} decides")
+        said.append(f"{decision['owner'].partition(' on ')[0]} is at work")
     elif not counts or (counts["open"] and decision["looks"] < decision["of"]):
         said.append(f"to continue: {shlex.join(['segexp', *decision['command'][1:]])}")
     return f"decision: {', '.join(said)}"

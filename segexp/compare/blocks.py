@@ -491,8 +491,8 @@ def reference_levels(text: str | None, arms: Arms) -> list[dict[str, str]]:
         key = f"{key}.name" if key not in arms.by and f"{key}.name" in arms.by else key
         if not equals or key not in arms.by:
             raise UsageError(
-                f"--reference {text}: '{part}' is not KEY=VALUE with a key that makes an arm ({', '.join(arms.by)}); "
-                "name other keys with --by"
+                f"--reference {text}: '{part}' is not KEY=VALUE with a key that makes an arm ({', '.join(arms.by)})"
+                + ("; `segexp compare` takes other keys with --by" if equals else f", as in {next(iter(arms.by))}=NAME")
             )
         level = canonical(key, level, arms.levels[key])
         if level not in arms.levels[key]:

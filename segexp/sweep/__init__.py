@@ -64,8 +64,7 @@ class SweepReport:
         return FAILED if "running" in statuses and self.waited else DONE
 
     def text(self, blind: bool = False) -> str:
-        """A table of the runs (of at most `MOST_ROWS`), counts, failures, and how to continue. blind: without test
-        scores, and without a command that shows them."""
+        """A table of at most `MOST_ROWS` runs, counts, failures, how to continue. blind: no test scores or resume."""
         lines = []
         if len(self.runs) <= MOST_ROWS:
             rows = [
@@ -98,10 +97,11 @@ class SweepReport:
         return "\n".join(lines)
 
 
-def print_plan(plan: Plan) -> None:
-    """Print how many runs there are, which combinations are left out and why, notes and warnings."""
+def print_plan(plan: Plan, before: str = "") -> None:
+    """Print how many runs there are (after ``before``), which combinations are left out and why, notes and warnings."""
     left_out = [(plan.dropped, "left out"), (plan.duplicates, "duplicate"), (plan.refused, "refused")]
-    print(", ".join([pluralize(len(plan.jobs), "run"), *(f"{len(these)} {what}" for these, what in left_out if these)]))
+    counts = [pluralize(len(plan.jobs), "run"), *(f"{len(these)} {what}" for these, what in left_out if these)]
+    print(before + ", ".join(counts))
     for these, what in left_out:
         alike: dict[str, list[str]] = {}
         for one in these:

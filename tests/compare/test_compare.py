@@ -541,7 +541,7 @@ def test_a_tuned_run_that_is_the_fixed_one_counts_in_both(tmp_path: Path):
     (["--by", "activatoin"], "no run has the key 'activatoin'; did you mean activation"),
     (["--by", "seed"], "--by seed"),
     (["--by", "backbone"], "only one arm, backbone=resnet18"),
-    (["--reference", "loss=dice"], "(activation); name other keys with --by"),
+    (["--reference", "loss=dice"], "(activation); `segexp compare` takes other keys with --by"),
     (["--metric", "dise"], "unknown metric 'dise'; did you mean dice?"),
     (["--rope", "-1"], "0 or more"),
     (["--split", "train"], "test or val"),

@@ -91,7 +91,7 @@ def test_arms_that_are_decided_or_hopeless_get_no_more_seeds(
     assert {c["candidate"]: c["n"] for c in looks[-1]["comparisons"]} == {"arctan": 3, "softsign": 3, "normal_cdf": 6}
     assert design["comparisons"] == 3
     out = capsys.readouterr().out
-    assert mentions(out, "18 used", "6 saved of 24")
+    assert mentions(out, "18 used", "6 fewer", "undecided", "study.name")
     sentences = {name: line for line in out.splitlines() for name in EFFECTS if line.startswith(name) and "(" in line}
     assert mentions(sentences["arctan"], "better than sigmoid", "3 seeds")
     assert mentions(sentences["normal_cdf"], "better than sigmoid", "6 seeds")
@@ -100,7 +100,9 @@ def test_arms_that_are_decided_or_hopeless_get_no_more_seeds(
 
 def test_a_repeated_command_trains_nothing_and_says_the_same(training: Training, capsys: Captured) -> None:
     def end() -> str:
-        return capsys.readouterr().out.partition("\n\n")[2]
+        looks, _, said = capsys.readouterr().out.partition("\n\n")
+        assert mentions(looks.splitlines()[-1], "look 3 of 3", "better: arctan, normal_cdf")
+        return said
 
     decide()
     said, before, trained = end(), (STUDY / FILE).read_bytes(), training.begun

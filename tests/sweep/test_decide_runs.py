@@ -90,7 +90,8 @@ def contents(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]], 
     with (folder / "tables" / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
     other = {"started", "finished", "seconds", "images_per_s", "peak_mem_mib", "attempts", "config_outputs"}
-    rows = [{key: cell for key, cell in row.items() if key not in other} for row in rows]
+    # Whoever commits meanwhile disturbs no run.
+    rows = [{key: cell for key, cell in row.items() if key not in other and "git" not in key} for row in rows]
     return entries, rows, {path.parent.name: tables(path.parent) for path in study.glob("*/run.json")}
 
 

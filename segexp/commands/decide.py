@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 All arms get the seeds of the first look. After each look, arms that are decided (better, worse or equivalent) and arms
-that these seeds and images cannot decide get no more seeds; the others go on. All looks together give a false verdict
-in at most 5 % of studies: each has its share of these 5 %, which `compare` and `report` use as well. From the first
-look on the arms, looks, metric, rope and budget cannot be changed.
+that these seeds and images cannot decide get no more seeds; the others go on. All looks together give a false alarm in
+at most 5 % of studies: each has its share of these 5 % (alpha), which `compare` and `report` use as well. From the
+first look on the arms, looks, metric, rope and budget cannot be changed.
 Use a study of its own (study.name=...). Repeat a command to continue after an interruption.
 
 examples:

@@ -137,7 +137,7 @@ def _print_end(outcome: "Outcome", arms: "Arms", question: "Question", report: P
     lines = ["", *sentences(outcome.found, question, outcome.decision)]
     lines += [f"warning: {warning}" for warning in result.warnings]
     if any(standing.state not in ("decided", "untested") for *_, standing in outcome.found.compared):
-        cure = "more test images or more seeds (--max-seeds) can decide in a new study (another study.name)"
+        cure = "next, in another study.name: more test images or, where these suffice, more seeds (--max-seeds)"
         lines += ["", f"undecided: any difference within the repeated interval remains possible; {cure}"]
     for block in result.blocks:
         title = [block.title] if len(result.blocks) > 1 else []

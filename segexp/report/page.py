@@ -400,8 +400,7 @@ def _adapt(element: ET.Element) -> None:
 
 
 def refuse_foreign(path: Path) -> None:
-    """Raise UsageError where the page would replace a directory, or a file that is not a report of segexp, or where
-    its folder cannot be written to."""
+    """Raise UsageError for a directory, a file that is no report of segexp, and a folder that cannot be written to."""
     if path.is_dir():
         raise UsageError(f"{path} is a directory; give a file, such as {path / 'report.html'}")
     folder = next(parent for parent in path.absolute().parents if parent.exists())

@@ -444,16 +444,15 @@ def _row(run: Run, arms: Arms, metric: Metric) -> dict[str, Any]:
     }
 
 
-def load_checked(
-    paths: Sequence[Path], split: str = "test", decisions: Mapping[Path, Decision] | None = None
-) -> Loaded:
+def load_checked(paths: Sequence[Path], split: str = "test", decision: Decision | None = None) -> Loaded:
     """`segexp.records.tables.load`, where a run whose summary cannot be true is incomplete; the look is noted. Of a
-    sequential study those finished runs count that a look has used."""
-    loaded = load(paths, split, decisions)
-    unused = [run for run in loaded.runs if run.row.get("look") == NO_LOOK and run.state == "done"]
-    loaded = replace(loaded, runs=tuple(run for run in loaded.runs if run not in unused))
+    sequential study those finished runs count that a look has used. decision: in place of the recorded one."""
+    loaded, unused = load(paths, split), list[str]()
     runs, problems = [], list(loaded.problems)
-    for run in loaded.runs:
+    for run in map(decision.at_look, loaded.runs) if decision else loaded.runs:
+        if run.row.get("look") == NO_LOOK and run.state == "done":
+            unused.append(run.study)
+            continue
         wrong = _wrong_scores(run, split) if run.state == "done" else ""
         if wrong:
             cure = AGAIN if run.collected else RESTORE
@@ -461,8 +460,7 @@ def load_checked(
             run = run.incomplete(problems[-1])  # noqa: PLW2901
         runs.append(run)
     if unused:
-        studies = ", ".join(dict.fromkeys(run.study for run in unused))
-        left = f"{pluralize(len(unused), 'finished run')} of {studies} left out"
+        left = f"{pluralize(len(unused), 'finished run')} of {', '.join(dict.fromkeys(unused))} left out"
         problems.append(f"{left}: no look of `segexp decide` has used them; repeat that command to go on")
     if not runs:
         raise UsageError(problems[-1])

@@ -16,6 +16,7 @@ from segexp.errors import UsageError
 from segexp.records import no_nan, write_json
 from segexp.records.files import read_json, read_text
 from segexp.records.owned import write_atomic
+from segexp.records.runs import Run
 
 FILE = "decision.json"
 
@@ -54,12 +55,11 @@ class Decision:
     def with_look(self, look: Mapping[str, Any]) -> "Decision":
         return replace(self, looks=(*self.looks, no_nan(look)))
 
-    def cells(self, run_id: str) -> dict[str, str]:
-        """The columns of a run: look, the first that used it; look_share, look_share_within, of the last that did."""
-        used = [look for look in self.looks if run_id in look["runs"]]
-        if not used:
-            return {"look": NONE}
-        return {"look": str(used[0]["look"])} | {f"look_{key}": repr(float(used[-1][key])) for key in SHARES}
+    def at_look(self, run: Run) -> Run:
+        """The run with its columns look, the first that used it, and look_share, look_share_within of the last."""
+        used = [look for look in self.looks if run.run_id in look["runs"]]
+        cells = {f"look_{key}": repr(float(used[-1][key])) for key in SHARES} if used else {}
+        return replace(run, cells={**run.row, "look": str(used[0]["look"]) if used else NONE, **cells})
 
 
 SHARES = ("share", "share_within")

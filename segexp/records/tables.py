@@ -48,7 +48,7 @@ from segexp.records import (
     unverified,
     whole_table,
 )
-from segexp.records.decision import Decision, read_decision
+from segexp.records.decision import read_decision
 from segexp.records.formatting import pluralize
 from segexp.records.runs import FINAL, INCOMPLETE, Duplicates, Run, Study, runs_in, studies_in
 from segexp.records.scores import OWN, PER_IMAGE, SCORES
@@ -128,7 +128,7 @@ def collect(folder: Path, out: Path | None = None) -> Collected:
     own = sorted({OWN + name for study in studies for run in runs_in(study) for name in run.record.get("scores") or ()})
     with open_atomic(out / "images.csv") as file:
         _write(file, [[*IMAGES, *own]])
-        for recorded in (run for study in studies for run in _at_looks(study, {})):
+        for recorded in (run for study in studies for run in _at_looks(study)):
             run, images = _read(recorded, own)
             if run.state in ("unreadable", INCOMPLETE):
                 problems.append(run.reason)
@@ -149,12 +149,10 @@ def collect(folder: Path, out: Path | None = None) -> Collected:
     return Collected(counts, n_images, tuple(left_out), (*problems, *duplicates.others), _unverified(old))
 
 
-def _at_looks(study: Study, decisions: Mapping[Path, Decision]) -> Iterator[Run]:
-    """The runs of a study, each with the look of the study's decision that used it first, if there is a decision.
-    decisions: in place of the recorded ones."""
-    decision = decisions.get(study.path) or read_decision(study.path)
-    for run in runs_in(study):
-        yield dataclasses.replace(run, cells={**run.row, **decision.cells(run.run_id)}) if decision else run
+def _at_looks(study: Study) -> Iterator[Run]:
+    """The runs of a study, each with the looks of the study's decision that used it, if there is a decision."""
+    decision = read_decision(study.path)
+    yield from (decision.at_look(run) if decision else run for run in runs_in(study))
 
 
 def _unverified(run_ids: Collection[str]) -> tuple[str, ...]:
@@ -317,15 +315,14 @@ class Loaded:
     problems: tuple[str, ...]
 
 
-def load(paths: Sequence[Path], split: str = "test", decisions: Mapping[Path, Decision] | None = None) -> Loaded:
-    """Read all runs under ``paths`` with their scores per image on ``split`` (val or test). decisions: of studies, in
-    place of those that they have recorded.
+def load(paths: Sequence[Path], split: str = "test") -> Loaded:
+    """Read all runs under ``paths`` with their scores per image on ``split`` (val or test).
 
     A path is a run directory, a study, an outputs folder, a folder with runs.csv and images.csv of `segexp collect`, or
     such a runs.csv. A run that is found in several places is counted once, in any order of ``paths``. Raises UsageError
     where a path is none of these, where two places hold different scores of one run, or no run is found.
     """
-    reader = _Reader(split, decisions or {})
+    reader = _Reader(split)
     found = [(path, _collected(path)) for path in paths]
     # Sorted, directories first because they hold more than tables: the order of ``paths`` does not matter.
     for path, tables in sorted(found, key=lambda f: (f[1] is not None, os.path.abspath(f[0]))):
@@ -357,7 +354,6 @@ class _Reader:
     and the rows of their images and where these come from."""
 
     split: str
-    decisions: Mapping[Path, Decision]
     duplicates: Duplicates = field(default_factory=Duplicates)
     layouts: dict[Any, Layout] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -367,7 +363,7 @@ class _Reader:
 
     def directories(self, path: Path) -> None:
         """The runs of a folder."""
-        for run in (run for study in studies_in(path) for run in _at_looks(study, self.decisions)):
+        for run in (run for study in studies_in(path) for run in _at_looks(study)):
             self._wait(*self._opened(run), f"{run.path / 'images.csv'}, run {run.run_id}")
         self._parse()
 

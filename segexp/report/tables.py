@@ -488,7 +488,7 @@ def _details(block: Block, metric: Metric, name: str) -> Table:
         ("df", NUMBER, lambda found: number(round(found.deciding.df, 1))),
         (fmt.in_unit(metric, "standard error"), NUMBER, lambda found: fmt.score(metric, found.deciding.se)),
         (f"{paired} won", NUMBER, _won),
-        ("95 % of their share", NUMBER, _share_won),
+        *([] if block.sequential else [("95 % of their share", NUMBER, _share_won)]),
         ("effect size", NUMBER, lambda found: fmt.signed(found.effect_size)),
         (f"correlation of {paired}", NUMBER, lambda found: fmt.signed(found.seed_correlation)),
         *_components(block, metric),
@@ -498,7 +498,7 @@ def _details(block: Block, metric: Metric, name: str) -> Table:
         "differences. sd of seeds, images and so on: how much of the variation of differences comes from each "
         "(variance components), imprecise with few seeds; a dash where it cannot be separated."
     )
-    if metric.rope > 0:
+    if metric.rope > 0 and not block.sequential:
         columns.append(("worse / within / better (%)", NUMBER, _pivot))
         note += f" worse / within / better: than +- {fmt.amount(metric, metric.rope, signed=False)}, "
         note += "share of the pivot distribution of the t, not a posterior of a model."

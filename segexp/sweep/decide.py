@@ -153,9 +153,9 @@ def tuned(overrides: Sequence[str], extra: Sequence[str], base: DictConfig) -> P
 
 
 def _pending(job: Job) -> Run:
-    spec = job.spec
-    planned = Planned(spec.run_id, job.run_dir.name, job.label, dataclasses.asdict(spec.config))
-    return Run(spec.run_id, "not begun", job.run_dir, job.run_dir.parent.name, planned=planned)
+    run_id, path = job.spec.run_id, job.run_dir
+    planned = Planned(run_id, path.name, job.label, dataclasses.asdict(job.spec.config))
+    return Run(run_id, "not begun", path, path.parent.name, planned=planned)
 
 
 @contextmanager
@@ -334,7 +334,7 @@ def _look(
 
 def look_at(arms: Arms, question: Question, decision: Decision) -> Found:
     """The result of a decision's last look, from the records of its runs."""
-    loaded = load_checked([arms.study], decisions={arms.study: decision})
+    loaded = load_checked([arms.study], decision=decision)
     planned = {job.spec.run_id for job in arms.plan.jobs}
     loaded = dataclasses.replace(loaded, runs=tuple(run for run in loaded.runs if run.run_id in planned))
     result = compare([arms.study], question.metric, reference=question.reference, rope=question.rope, loaded=loaded)

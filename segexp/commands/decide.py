@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from segexp.compare.result import Comparison, Metric
     from segexp.config import LocalOptions
     from segexp.records.decision import Decision
-    from segexp.sweep.decide import Arms, Found, Outcome, Question
+    from segexp.sweep.decide import Arms, Found, Question
 
 EPILOG = """\
 All arms get the seeds of the first look. After each look, arms that are decided (better, worse or equivalent) and arms
@@ -87,8 +87,13 @@ def command(words: Sequence[str]) -> int:
                 base, arms = base_of(overrides, extra), arms_of(overrides, extra, question)
             print_plan(arms.plan, "at most ")
             with deciding(arms, question) as decision:
-                outcome = decide(arms, question, decision, base, extra, _print_look)
-            return _print_end(outcome, arms, question, report)
+                found, decided, unfinished = decide(arms, question, decision, base, extra, _print_look)
+            if unfinished is None and found is not None:
+                return _print_end(found, decided, arms, question, report)
+            assert unfinished is not None
+            why = "no look is taken until these runs are done; finished epochs are kept: repeat the command to continue"
+            print(f"\n{unfinished.text(blind=True)}\n\n{why}")
+            return unfinished.exit_code
 
 
 def _looks(options: Namespace) -> tuple[int, ...]:
@@ -122,32 +127,29 @@ def _print_look(found: "Found", decision: "Decision") -> None:
     print(f"{which}; {said}; {goes}", flush=True)
 
 
-def _print_end(outcome: "Outcome", arms: "Arms", question: "Question", report: Path) -> int:
+def _print_end(found: "Found", decision: "Decision", arms: "Arms", question: "Question", report: Path) -> int:
     from segexp.compare.formatting import MINUS
     from segexp.report.formats import WIDTH, text
     from segexp.report.page import contents_of, write_page
     from segexp.report.tables import verdicts
 
-    if outcome.unfinished is not None:
-        why = "no look is taken until these runs are done; finished epochs are kept: to continue, repeat the command"
-        print(f"\n{outcome.unfinished.text(blind=True)}\n\n{why}")
-        return outcome.unfinished.exit_code
-    assert outcome.found is not None
-    result, most, spent = outcome.found.result, len(arms.plan.jobs), len(outcome.decision.used)
-    lines = ["", *sentences(outcome.found, question, outcome.decision)]
+    result, used = found.result, decision.used
+    lost = {run_id: label for look in decision.looks for run_id, label in look["failed"].items() if run_id not in used}
+    lines = ["", *sentences(found, question, decision)]
     lines += [f"warning: {warning}" for warning in result.warnings]
-    if any(standing.state not in ("decided", "untested") for *_, standing in outcome.found.compared):
+    if any(standing.state not in ("decided", "untested") for *_, standing in found.compared):
         cure = "next, in another study.name: more test images or, where these suffice, more seeds (--max-seeds)"
         lines += ["", f"undecided: any difference within the repeated interval remains possible; {cure}"]
     for block in result.blocks:
         title = [block.title] if len(result.blocks) > 1 else []
         lines += ["", *title, *text(verdicts(block, result.metric, "verdicts")[0], WIDTH)]
-    lines += ["", f"runs: {spent} used, {most - spent} fewer than with {question.looks[-1]} seeds for every arm"]
-    lines += [f"failed twice, in no look: {label}" for label in outcome.failed]
+    saved = len(arms.plan.jobs) - len(used)
+    lines += ["", f"runs: {len(used)} used, {saved} fewer than with {question.looks[-1]} seeds for every arm"]
+    lines += [f"failed twice, in no look: {label}" for label in lost.values()]
     print("\n".join(lines).replace(MINUS, "-"))
     page, *_ = write_page(report, contents_of(result))
     print(f"report: {page}")
-    return FAILED if outcome.failed else DONE
+    return FAILED if lost else DONE
 
 
 def sentences(found: "Found", question: "Question", decision: "Decision") -> list[str]:

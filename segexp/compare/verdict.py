@@ -52,8 +52,7 @@ from segexp.config.arm import arm_label, arm_of_row
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
 from segexp.records import RESTORE
-from segexp.records.decision import NONE as NO_LOOK
-from segexp.records.decision import Decision
+from segexp.records.decision import NO_LOOK, Decision
 from segexp.records.formatting import pluralize
 from segexp.records.looks import look
 from segexp.records.provenance import provenance_of

@@ -31,7 +31,7 @@ STANDINGS = {
 LOCK = ".decide"
 """The folder of a study that holds the lock of the process that decides, and how many looks there are."""
 
-NONE = "none"
+NO_LOOK = "none"
 """In the column look: the study has a decision, and no look has used the run."""
 
 
@@ -59,7 +59,7 @@ class Decision:
         """The run with its columns look, the first that used it, and look_share, look_share_within of the last."""
         used = [look for look in self.looks if run.run_id in look["runs"]]
         cells = {f"look_{key}": repr(float(used[-1][key])) for key in SHARES} if used else {}
-        return replace(run, cells={**run.row, "look": str(used[0]["look"]) if used else NONE, **cells})
+        return replace(run, cells={**run.row, "look": str(used[0]["look"]) if used else NO_LOOK, **cells})
 
 
 SHARES = ("share", "share_within")

@@ -247,6 +247,8 @@ def of_datasets(found: Sequence[OverDatasets], ranks: Ranks | None, metric: Metr
             "Dots: data sets. Diamond: their mean with the 95 % interval of a t test over data sets (thick), and "
             "where the difference on a new data set lies in 95 % (thin). "
             f"Holm-adjusted p: {fmt.p_value(one.p_holm)}, from {test}."
+            if one.interval.share
+            else "Dots: data sets. Diamond: their mean."
         )
         drawn.append(Drawing(f"datasets-{n + 1}", alt, caption, draw_over_datasets(one, metric)))
     if ranks is not None and len(ranks.ranks) > 1:

@@ -69,8 +69,7 @@ class Question:
 class Arms:
     """The arms of the start. jobs: of each arm (on each data set and fold), by seed; m: comparisons."""
 
-    jobs: tuple[Mapping[int, tuple[Job, ...]], ...]
-    labels: tuple[str, ...]
+    jobs: tuple[Mapping[int, Sequence[Job]], ...]
     m: int
     plan: Plan
 
@@ -97,26 +96,10 @@ class Found:
     open_arms: tuple[int, ...]
 
 
-@dataclass
-class Outcome:
-    """How far a decision came. unfinished: the sweep that stopped before its end, None where no look is left."""
-
-    found: Found | None
-    decision: Decision
-    unfinished: SweepReport | None = None
-
-    @property
-    def failed(self) -> list[str]:
-        """Labels of the runs that failed twice, and are in no look."""
-        lost = {run_id: label for look in self.decision.looks for run_id, label in look["failed"].items()}
-        return [label for run_id, label in lost.items() if run_id not in self.decision.used]
-
-
 def arms_of(overrides: Sequence[str], extra: Sequence[str], question: Question) -> Arms:
     """The arms that the overrides sweep over, with the seeds of the last look. Raises UsageError for anything that
     could not be compared, before anything is trained."""
-    swept = {text.partition("=")[0] for text in overrides}
-    if "seed" in swept:
+    if any(text.startswith("seed=") for text in overrides):
         raise UsageError("seed: `segexp decide` chooses the seeds; set their numbers with --looks or --max-seeds")
     plan = make_plan([*overrides, f"seed=range({question.looks[-1]})"], extra)
     if plan.refused:
@@ -132,9 +115,7 @@ def arms_of(overrides: Sequence[str], extra: Sequence[str], question: Question) 
         one = len(set(arranged.level_of.values())) == 1
         cure = "only one arm: name several, as in activation=sigmoid,arctan"
         raise UsageError(cure if one else unanswered(arranged, references))
-    jobs = tuple({seed: tuple(these) for seed, these in by_seed.items()} for by_seed in of_arm.values())
-    labels = tuple(re.sub(r"\s*(?<![\w.])seed=\d+", "", by_seed[0][0].label) for by_seed in of_arm.values())
-    arms = Arms(jobs, labels, m, plan)
+    arms = Arms(tuple(of_arm.values()), m, plan)
     arms.metric(question)
     return arms
 
@@ -191,7 +172,7 @@ def continued(arms: Arms, question: Question, but: Sequence[str] = ()) -> Decisi
 
 
 def _asked(arms: Arms, question: Question) -> dict[str, Any]:
-    rope = arms.metric(question).rope
+    rope, first = arms.metric(question).rope, [of_arm[0][0] for of_arm in arms.jobs]
     return {
         "metric": question.metric,
         "rope": None if math.isnan(rope) else rope,
@@ -199,7 +180,7 @@ def _asked(arms: Arms, question: Question) -> dict[str, Any]:
         "looks": list(question.looks),
         # Its end is the sample size of the last look, which may not depend on what earlier looks have shown.
         "budget": question.budget and "{:g}{}".format(*question.budget),
-        "arms": {of_arm[0][0].spec.run_id: label for of_arm, label in zip(arms.jobs, arms.labels, strict=True)},
+        "arms": {job.spec.run_id: re.sub(r"\s*(?<![\w.])seed=\d+", "", job.label) for job in first},
     }
 
 
@@ -227,8 +208,9 @@ def decide(
     base: DictConfig,
     extra: Sequence[str],
     tell: Callable[[Found, Decision], None],
-) -> Outcome:
-    """Take the looks that are left, inside `deciding`. tell: is called with every look, once it is recorded."""
+) -> tuple[Found | None, Decision, SweepReport | None]:
+    """Take the looks that are left, inside `deciding`. Returns the last, and the sweep that stopped before its end if
+    looks are left. tell: is called with every look, once it is recorded."""
     meter = Meter(arms, decision, question.budget)
     found = None
     if decision.looks:
@@ -238,13 +220,12 @@ def decide(
         taken = int(decision.looks[-1]["look"]) if decision.looks else 0
         open_arms = found.open_arms if found else tuple(range(len(arms.jobs)))
         if not open_arms or taken == len(question.looks):
-            return Outcome(found, decision)
+            return found, decision, None
         runs, ended = _train(arms, open_arms, question.looks[taken], base, extra, meter)
-        report = SweepReport(Plan(), runs)
         lost = {run.run_dir for run in runs if run.status == "failed"}
         stopped = {run.status for run in runs} & {"interrupted", "pending", "running"}
         if stopped or any(run.stopped for run in runs) or 2 * len(lost) > len(runs):
-            return Outcome(found, decision, report)
+            return found, decision, SweepReport(Plan(), runs)
         failed = {job.spec.run_id: job.label for job in arms.plan.jobs if job.run_dir in lost}
         look = {"look": len(question.looks) if ended else taken + 1, "failed": failed}
         decision, found = _look(arms, question, decision, open_arms, look, meter)
@@ -262,8 +243,7 @@ class Meter:
         self._n_before = len(self._records())
 
     def _records(self) -> list[Mapping[str, Any]]:
-        paths = [job.run_dir for job in self._jobs if (job.run_dir / "run.json").exists()]
-        return [record for record in map(read_run, paths) if record["status"] in FINAL]
+        return [read_run(job.run_dir) for job in self._jobs if _status(job) in FINAL]
 
     @property
     def hours(self) -> float:

@@ -146,7 +146,6 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("tune activation=sigmoid --seeds 0,1", ["--seeds", "DIR", "'seed=0,1'"]),
     ("tune a --seeds 1.5", ["--seeds 1.5: whole"]),
     ("tune activation=sigmoid split.folds=2 split.fold=0,1", ["split.fold=0"]),
-    ("tune study=nieradzik2021 budget=smoke", ["split.fold=0"]),
     ("tune /no/such/study", ["/no/such/study"]),
     ("tune a b", ["a and b"]),
     ("tune", ["nothing to tune"]),

@@ -144,7 +144,7 @@ def _print_end(found: "Found", decision: "Decision", arms: "Arms", question: "Qu
         title = [block.title] if len(result.blocks) > 1 else []
         lines += ["", *title, *text(verdicts(block, result.metric, "verdicts")[0], WIDTH)]
     saved = len(arms.plan.jobs) - len(used)
-    lines += ["", f"runs: {len(used)} used, {saved} fewer than with {question.looks[-1]} seeds for every arm"]
+    lines += ["", f"runs: {len(used)} spent, {saved} saved against {question.looks[-1]} seeds for every arm"]
     lines += [f"failed twice, in no look: {label}" for label in lost.values()]
     print("\n".join(lines).replace(MINUS, "-"))
     page, *_ = write_page(report, contents_of(result))

@@ -42,7 +42,9 @@ def test_every_class_is_scored_where_none_is_background(tmp_path: Path) -> None:
     assert "class 0 is background" in scored_classes(tiny_config(tmp_path, words[0], words[2]))
 
 
-@pytest.mark.parametrize(("where", "limit"), [("make_scorer", "1GB"), ("make_task", "0")])
+@pytest.mark.parametrize(
+    ("where", "limit"), [("make_scorer", "1GB"), pytest.param("make_task", "0", marks=pytest.mark.slow)]
+)
 def test_data_that_change_while_they_are_read_end_the_run(
     where: str, limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +138,7 @@ def test_groups_and_copies_that_were_trained_on_are_named(tmp_path: Path, capsys
     assert "look like copies" not in evaluated(*new)
 
 
+@pytest.mark.slow
 def test_other_data_have_the_scale_of_the_runs_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """8 bits are evaluated on 8 bits, but for rules that give all depths one scale; names are compared."""
     names = ("dataset.class_names=[tissue,cell]", "dataset.channel_names=[red]")

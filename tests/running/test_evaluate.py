@@ -65,6 +65,7 @@ def test_as_it_was_scored_it_scores_again(done: Outcome) -> None:
     assert (folder / "summary.csv").read_bytes() == (done.run_dir / "summary.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_threshold_is_that_of_the_run_or_a_probability(done: Outcome) -> None:
     summary = row(evaluated(done.run_dir, "test-tuned", "--threshold", "tuned"))
     assert summary["dice"] == done.summary["dice_tuned"] == summary["dice_tuned"]
@@ -122,6 +123,7 @@ def test_images_of_another_folder_are_seen_at_the_scale_of_training(done: Outcom
     assert json.loads((folder / "evaluation.json").read_text())["config"]["dataset.image_size"] == 32
 
 
+@pytest.mark.slow
 def test_resolution_of_the_network(tmp_path: Path) -> None:
     """Images of 32 px made 64: scored at 32 by default, at the network's 64 when asked."""
     draw, masks = np.random.default_rng(0), np.zeros((20, 32, 40), dtype=np.uint8)

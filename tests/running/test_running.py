@@ -508,6 +508,7 @@ def test_two_states_of_a_changed_checkout_are_told_apart(tmp_path: Path, monkeyp
     assert len(two[1]) == 64
 
 
+@pytest.mark.slow
 def test_distances_keep_their_unit_at_network_resolution(tmp_path: Path) -> None:
     """The same masks scored at half their size: HD95 in native pixels stays about what it was."""
     rng, masks = np.random.default_rng(0), np.zeros((12, 64, 64), np.uint8)

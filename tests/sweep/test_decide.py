@@ -91,7 +91,7 @@ def test_arms_that_are_decided_or_hopeless_get_no_more_seeds(
     assert {c["candidate"]: c["n"] for c in looks[-1]["comparisons"]} == {"arctan": 3, "softsign": 3, "normal_cdf": 6}
     assert design["comparisons"] == 3
     out = capsys.readouterr().out
-    assert mentions(out, "18 used", "6 fewer", "undecided", "study.name")
+    assert mentions(out, "18 spent", "6 saved", "undecided", "study.name")
     sentences = {name: line for line in out.splitlines() for name in EFFECTS if line.startswith(name) and "(" in line}
     assert mentions(sentences["arctan"], "better than sigmoid", "3 seeds")
     assert mentions(sentences["normal_cdf"], "better than sigmoid", "6 seeds")
@@ -261,7 +261,7 @@ def test_a_run_that_fails_twice_is_left_out(training: Training, capsys: Captured
     training.score = ends(a_run("normal_cdf", 4), "failed")
     for _ in range(2):
         assert decide() == 1
-        assert mentions(capsys.readouterr().out, "failed", "seed=4", "17 used")
+        assert mentions(capsys.readouterr().out, "failed", "seed=4", "17 spent")
         assert training.seeds["normal_cdf"] == 7
     assert of_decision()["normal_cdf"]["n"] == 5
     assert [len(look["failed"]) for look in recorded()["looks"]] == [0, 0, 1]

@@ -68,7 +68,7 @@ def looked_at(take: Take, C: int) -> Ended:
         look_C = [look if c in going_on else before for c, before in enumerate(look_C)]
         evidence_C, verdict_C = take(look_C)
         left = LAST if K < LAST else None
-        found = sequential.standings(evidence_C, verdict_C, [ROPE] * C, left, (SHARES[-1], WITHIN[-1]))
+        found = sequential.standings(evidence_C, verdict_C, ROPE, left, (SHARES[-1], WITHIN[-1]))
         going_on = {c for c in going_on if found[c].state == "open"}
         if not going_on:
             break
@@ -80,7 +80,7 @@ def by_arrays(evidence: EvidenceOf, look_C: Sequence[int]) -> tuple[list[Evidenc
     for c, look in enumerate(look_C):
         one = evidence(c, LOOKS[look])
         found.append(replace(one, interval=sequential.at_look(one.interval, SHARES[look], WITHIN[look])))
-    return found, sequential.decided([one.interval for one in found], [ROPE] * len(found), True)
+    return found, sequential.decided([one.interval for one in found], ROPE)
 
 
 def by_compare(runs: Sequence[Run], look_C: Sequence[int]) -> tuple[list[Evidence], list[Verdict]]:

@@ -38,12 +38,10 @@ def parser() -> Parser:
     add("overrides", nargs="+", metavar="key=value", help="arms and settings, as for train -m", complete=Overrides())
     add("--metric", default="dice", metavar="NAME", complete=_metrics, help="the score that decides (default: dice)")
     add("--reference", metavar="KEY=VALUE", help="the arm that the others are compared with (default: as in compare)")
-    rope = "negligible difference: in points for Dice (default: 1 point), else in the score's unit"
-    add("--rope", type=float, metavar="WIDTH", help=rope)
+    add("--rope", type=float, metavar="WIDTH", help="negligible difference, in points or the score's unit (Dice: 1)")
     add("--looks", metavar="K,K", help="seeds at each look (default: 5,8,12,18,27)")
     add("--max-seeds", type=int, metavar="K", help="seeds of the last look (default: 27)")
-    budget = "take the last look after so many hours (8h), runs (40runs) or hours of runs added up (16gpuh)"
-    add("--budget", metavar="AMOUNT", help=budget)
+    add("--budget", metavar="AMOUNT", help="take the last look after 8h (hours), 40runs or 16gpuh (hours of all runs)")
     add("--tune", action="store_true", help="find a learning rate for each arm first, as `segexp tune` does")
     add("--dry-run", action="store_true", help="show looks, shares, and the runs and hours to expect; train nothing")
     add("-o", "--out", type=Path, metavar="FILE", help="the report (default: report.html in the study)")
@@ -122,9 +120,9 @@ def _print_look(found: "Found", decision: "Decision") -> None:
     most = 3 if len(found.result.blocks) == 1 else 0
     said = "; ".join(f"{what}: {', '.join(all) if len(all) <= most else len(all)}" for what, all in named.items())
     seeds = max(c.n_splits or c.n_seeds for _, c, _ in found.compared)
-    goes = f"{len(found.open_arms)} arms go on" if found.open_arms else "no arm goes on"
+    goes = {(b.title, arm) for b, c, s in found.compared if s.state == "open" for arm in (c.candidate, c.reference)}
     which = f"look {look['look']} of {len(decision.design['looks'])}: {seeds} seeds, {look['share']:.0%} of alpha"
-    print(f"{which}; {said}; {goes}", flush=True)
+    print(f"{which}; {said}; {len(goes) or 'no'} arms go on", flush=True)
 
 
 def _print_end(found: "Found", decision: "Decision", arms: "Arms", question: "Question", report: Path) -> int:

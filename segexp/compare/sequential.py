@@ -135,16 +135,12 @@ class Standing:
 
 
 def standings(
-    evidence: Sequence[Evidence],
-    verdicts: Sequence[Verdict],
-    ropes: Sequence[float],
-    left: int | None,
-    last: tuple[float, float],
+    evidence: Sequence[Evidence], verdicts: Sequence[Verdict], rope: float, left: int | None, last: tuple[float, float]
 ) -> list[Standing]:
     """Where comparisons stand. left: seeds of the last look, None after it; last: its shares of alpha."""
     m = sum(not verdict.significant and verdict != Verdict.NO_TEST for verdict in verdicts)
     found = []
-    for one, verdict, rope in zip(evidence, verdicts, ropes, strict=True):
+    for one, verdict in zip(evidence, verdicts, strict=True):
         if verdict != Verdict.INCONCLUSIVE:
             found.append(Standing("untested" if verdict == Verdict.NO_TEST else "decided", stats.NAN))
             continue
@@ -154,9 +150,9 @@ def standings(
     return found
 
 
-def decided(intervals: Sequence[Interval], ropes: Sequence[float], higher_is_better: bool) -> list[Verdict]:
-    """Verdicts of one family of comparisons, as `segexp.compare.comparisons.with_holm` gives them."""
-    decide = stats.family(intervals, ropes, [higher_is_better] * len(intervals))
+def decided(intervals: Sequence[Interval], rope: float) -> list[Verdict]:
+    """Verdicts of one family of comparisons where higher is better."""
+    decide = stats.family(intervals, [rope] * len(intervals), [True] * len(intervals))
     return [decide(n, one)[1] for n, one in enumerate(intervals)]
 
 
@@ -188,8 +184,8 @@ def simulated(
         for c in open_C:
             found = analysed(D_CKN[c, :K], sizes)
             evidence[c] = replace(found, interval=at_look(found.interval, share[j], within[j]))
-        verdicts = decided([one.interval for one in evidence], [rope] * C, True)
-        standing = standings(evidence, verdicts, [rope] * C, looks[-1] if j < n - 1 else None, (share[-1], within[-1]))
+        verdicts = decided([one.interval for one in evidence], rope)
+        standing = standings(evidence, verdicts, rope, looks[-1] if j < n - 1 else None, (share[-1], within[-1]))
         open_C = [c for c in open_C if standing[c].state == "open"]
         if not open_C:
             break

@@ -7,7 +7,7 @@ the look that first used it, and each look spends its own share of alpha (`segex
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,12 +79,7 @@ def read_decision(study: Path, begins: bool = False) -> Decision | None:
     entries = read_json(path, study)
     if not isinstance(entries, list) or not entries or not all(isinstance(one, dict) for one in entries):
         raise UsageError(cure)
-    before = ""
-    for entry in entries:
-        before, given = _checksum(before, entry), entry.pop("sha256", None)
-        if before != given:
-            raise UsageError(cure)
-    if taken > str(len(entries) - 1).zfill(3):
+    if [one.pop("sha256", None) for one in entries] != _checksums(entries) or taken > f"{len(entries) - 1:03}":
         raise UsageError(cure)
     return Decision(path, entries[0], tuple(entries[1:]))
 
@@ -94,16 +89,17 @@ def write_decision(decision: Decision) -> None:
     known = read_decision(decision.path.parent, begins=True)
     if known and known.looks and (known.design, known.looks) != (no_nan(decision.design), decision.looks[:-1]):
         raise UsageError(f"{decision.path} has changed meanwhile: another `segexp decide` works on this study")
-    before, entries = "", []
-    for entry in (no_nan(decision.design), *decision.looks):
-        before = _checksum(before, entry)
-        entries.append({**entry, "sha256": before})
-    write_json(decision.path, entries)
+    entries = no_nan(decision.design), *decision.looks
+    sums = _checksums(entries)
+    write_json(decision.path, [{**entry, "sha256": one} for entry, one in zip(entries, sums, strict=True)])
     counted = decision.path.parent / LOCK / "looks"
     counted.parent.mkdir(exist_ok=True)
-    write_atomic(counted, str(len(decision.looks)).zfill(3))
+    write_atomic(counted, f"{len(decision.looks):03}")
 
 
-def _checksum(before: str, entry: Mapping[str, Any]) -> str:
-    content = {key: value for key, value in entry.items() if key != "sha256"}
-    return hashlib.sha256((before + json.dumps(content, sort_keys=True)).encode()).hexdigest()
+def _checksums(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of each entry and all before it."""
+    sums = [""]
+    for entry in entries:
+        sums.append(hashlib.sha256((sums[-1] + json.dumps(entry, sort_keys=True)).encode()).hexdigest())
+    return sums[1:]

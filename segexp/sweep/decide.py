@@ -321,9 +321,8 @@ def look_at(arms: Arms, question: Question, decision: Decision) -> Found:
     made = [(block, c) for block in result.blocks for c in block.comparisons]
     left = question.looks[-1] if int(decision.looks[-1]["look"]) < len(question.looks) else None
     last = decision.design["share"][-1], decision.design["share_within"][-1]
-    found = standings(
-        [evidence_of(c) for _, c in made], [c.verdict for _, c in made], [result.metric.rope] * len(made), left, last
-    )
+    evidence, verdicts = [evidence_of(c) for _, c in made], [c.verdict for _, c in made]
+    found = standings(evidence, verdicts, result.metric.rope, left, last)
     # Fewer undecided comparisons make a chance larger, but what has stopped stays so.
     before = decision.looks[-2]["comparisons"] if len(decision.looks) > 1 else []
     states = {(c["block"], frozenset((c["candidate"], c["reference"]))): c["state"] for c in before}

@@ -90,14 +90,14 @@ def test_a_look_without_a_share_for_equivalence_never_calls_it():
     found = at_look(interval(0, 1e-6), 0.04, 0)
     assert math.isnan(found.low90)
     assert stats.within_rope(found, ROPE)[0] == 1
-    assert decided([found], [ROPE], True) == [Verdict.INCONCLUSIVE]
+    assert decided([found], ROPE) == [Verdict.INCONCLUSIVE]
 
 
 def test_what_has_no_test_has_none_at_a_look_and_identical_arms_stay_equivalent():
     assert math.isnan(at_look(stats.NO_TEST, 0.12, 0.2).p)
     identical = at_look(stats.one_sample([0.0] * 5), 0.04, 0)
     assert (identical.p, identical.low, identical.high) == (1, 0, 0)
-    assert decided([identical], [ROPE], True) == [Verdict.EQUIVALENT]
+    assert decided([identical], ROPE) == [Verdict.EQUIVALENT]
 
 
 # Where comparisons stand
@@ -132,11 +132,11 @@ def test_comparisons_are_decided_open_or_stopped_for_a_reason():
     none = Evidence(stats.NO_TEST, 2)
     verdicts = [Verdict.BETTER, Verdict.EQUIVALENT, *[Verdict.INCONCLUSIVE] * 3, Verdict.NO_TEST]
     evidence = [hopeful, hopeful, hopeful, hopeless, seeds, none]
-    found = standings(evidence, verdicts, [ROPE] * 6, 27, (0.36, 5 / 9))
+    found = standings(evidence, verdicts, ROPE, 27, (0.36, 5 / 9))
     assert [one.state for one in found] == ["decided", "decided", "open", "images", "open", "untested"]
     assert found[2].power > 0.1 > found[3].power
     assert math.isnan(found[0].power)
-    found = standings(evidence, verdicts, [ROPE] * 6, None, (0.36, 5 / 9))
+    found = standings(evidence, verdicts, ROPE, None, (0.36, 5 / 9))
     assert [one.state for one in found] == ["decided", "decided", "seeds", "images", "seeds", "untested"]
 
 
@@ -147,10 +147,10 @@ def test_holms_adjustment_counts_what_was_decided_and_what_stopped_at_earlier_lo
     found = [at_look(of_p(p), share, 0) for p, share in at]
     assert [one.p for one in found] == pytest.approx([0.2, 0.01, 0.022])
     assert stats.holm([one.p for one in found]) == pytest.approx([0.2, 0.03, 0.044])
-    assert decided(found, [ROPE] * 3, True) == [Verdict.INCONCLUSIVE, Verdict.BETTER, Verdict.BETTER]
+    assert decided(found, ROPE) == [Verdict.INCONCLUSIVE, Verdict.BETTER, Verdict.BETTER]
     found[1] = at_look(of_p(0.0024), 0.12, 0)  # .06 after three comparisons: the next one is held up by it
-    assert decided(found, [ROPE] * 3, True) == [Verdict.INCONCLUSIVE] * 3
-    assert decided(found[2:], [ROPE], True) == [Verdict.BETTER]
+    assert decided(found, ROPE) == [Verdict.INCONCLUSIVE] * 3
+    assert decided(found[2:], ROPE) == [Verdict.BETTER]
 
 
 def of_p(p: float) -> Interval:
@@ -229,7 +229,7 @@ def test_fixed_designs_are_compared_as_by_the_two_way_test(rates: ModuleType):
         D /= 100
         fixed = rates.fixed_designs(D, truth)
         for K in (3, 4, 5, 12, 27):
-            verdicts = decided([stats.two_way(D[c, :K]).interval for c in range(3)], [ROPE] * 3, True)
+            verdicts = decided([stats.two_way(D[c, :K]).interval for c in range(3)], ROPE)
             found.append(sum(verdicts[c].word == Verdict.BETTER for c in (0, 2)) / 2)
             assert fixed[rates.fixed_design(K)] == found[-1]
     assert set(found) == {0, 0.5, 1}

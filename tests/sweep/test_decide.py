@@ -29,7 +29,7 @@ from decided import (
 from messages import mentions
 
 from segexp.commands import decide as command
-from segexp.compare.sequential import shares, shares_within
+from segexp.compare.sequential import Standing, shares, shares_within
 from segexp.compare.verdict import compare
 from segexp.config import Config
 from segexp.records import flatten
@@ -393,3 +393,14 @@ def test_looks_in_splits(training: Training, capsys: Captured) -> None:
     assert found["arctan"].overall.share == pytest.approx(1 / 9)
     assert found["normal_cdf"].overall.share == pytest.approx(1 / 3)
     assert same({name: dataclasses.asdict(one) for name, one in found.items()}, of_decision())
+
+
+def test_folds_are_parts_of_an_arm(capsys: Captured) -> None:
+    """Two arms go on, on three folds each."""
+    pair = SimpleNamespace(candidate="arctan", reference="sigmoid", n_splits=0, n_seeds=3, verdict="inconclusive")
+    block = SimpleNamespace(title="lesions")
+    found: Any = SimpleNamespace(
+        result=SimpleNamespace(blocks=[block]), compared=[(block, pair, Standing("open", 0.5))], open_arms=range(6)
+    )
+    command._print_look(found, Decision(Path(), {"looks": [3, 4]}, ({"look": 1, "share": 0.25},)))
+    assert mentions(capsys.readouterr().out, "2 arms go on")

@@ -122,7 +122,7 @@ def _print_look(found: "Found", decision: "Decision") -> None:
     seeds = max(c.n_splits or c.n_seeds for _, c, _ in found.compared)
     goes = {(b.title, arm) for b, c, s in found.compared if s.state == "open" for arm in (c.candidate, c.reference)}
     which = f"look {look['look']} of {len(decision.design['looks'])}: {seeds} seeds, {look['share']:.0%} of alpha"
-    print(f"{which}; {said}; {len(goes) or 'no'} arms go on", flush=True)
+    print(f"{which}; {said}; {f'{len(goes)} arms go on' if goes else 'no arm goes on'}", flush=True)
 
 
 def _print_end(found: "Found", decision: "Decision", arms: "Arms", question: "Question", report: Path) -> int:

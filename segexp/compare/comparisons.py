@@ -84,7 +84,7 @@ def with_holm(
     and verdicts, also without the most influential image and seed, all others being as they are.
 
     One adjustment for all: the headline names what is significant anywhere, and with four data sets, each adjusted
-    alone, it would be wrong in 19 % of the studies in which nothing differs. Equivalence is a family of its own.
+    alone, it would be wrong in 19 % of the studies in which nothing differs.
 
     metrics, block_of: of each comparison its metric, and what it shares with the others of its data set. across: p of
     results over data sets of which the headline speaks as well.

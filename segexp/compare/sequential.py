@@ -176,9 +176,8 @@ def simulated(
     """(runs, verdicts) of a sequential study of C candidates and their reference, from differences for the seeds of the
     last look, where higher is better. sizes: as in `analysed`."""
     n, C = len(looks), len(D_CKN)
-    share, within = shares(n), shares_within(n)
-    evidence, open_C, runs = [Evidence(stats.NO_TEST, 0)] * C, list(range(C)), 0
-    verdicts = [Verdict.NO_TEST] * C
+    share, within, runs, open_C = shares(n), shares_within(n), 0, list(range(C))
+    evidence, verdicts = [Evidence(stats.NO_TEST, 0)] * C, [Verdict.NO_TEST] * C
     for j, K in enumerate(looks):
         runs += (K - (looks[j - 1] if j else 0)) * (len(open_C) + 1)
         for c in open_C:

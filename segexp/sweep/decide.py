@@ -41,12 +41,10 @@ from segexp.sweep import SweepReport, SweptRun, carry_out
 from segexp.sweep.plan import Job, Plan, labelled, make_plan
 from segexp.sweep.tune import Search, tune, tuning_plan, write_tuning
 
-Budget = tuple[float, str]
-"""What may be spent: an amount in h (hours of the command), runs, or gpuh (hours of runs, added up)."""
 
-
-def budget_of(text: str) -> Budget:
-    """Raises UsageError for text that is not like 8h, 40runs or 16gpuh."""
+def budget_of(text: str) -> tuple[float, str]:
+    """What may be spent: an amount, and its unit, h (hours of the command), runs, or gpuh (hours of runs, added up).
+    Raises UsageError for text that is not like 8h, 40runs or 16gpuh."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(h|runs|gpuh)", text)
     if not found or not float(found[1]):
         raise UsageError(f"--budget {text}: write hours as 8h, runs as 40runs, hours of GPUs as 16gpuh")
@@ -56,13 +54,13 @@ def budget_of(text: str) -> Budget:
 @dataclass(frozen=True)
 class Question:
     """What is asked. looks: seeds at each look; rope: in points where the metric is printed in points, None for its
-    own; reference: as in `segexp compare --reference`; budget: None for any."""
+    own; reference: as in `segexp compare --reference`; budget: as in `budget_of`, None for any."""
 
     looks: tuple[int, ...]
     metric: str = "dice"
     rope: float | None = None
     reference: str | None = None
-    budget: Budget | None = None
+    budget: tuple[float, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -134,22 +132,20 @@ def tuned(overrides: Sequence[str], extra: Sequence[str], base: DictConfig) -> P
 
 
 def _pending(job: Job) -> Run:
-    run_id, path = job.spec.run_id, job.run_dir
-    planned = Planned(run_id, path.name, job.label, dataclasses.asdict(job.spec.config))
-    return Run(run_id, "not begun", path, path.parent.name, planned=planned)
+    planned = Planned(job.spec.run_id, job.run_dir.name, job.label, dataclasses.asdict(job.spec.config))
+    return Run(job.spec.run_id, "not begun", job.run_dir, job.run_dir.parent.name, planned=planned)
 
 
 @contextmanager
 def deciding(arms: Arms, question: Question) -> Iterator[Decision]:
     """The decision of the arms' study, new or continued, held by this process. Raises UsageError where the study was
     looked at with another design, or compared before."""
-    study = arms.study
-    study.mkdir(parents=True, exist_ok=True)
+    arms.study.mkdir(parents=True, exist_ok=True)
     try:
-        with ownership(study / LOCK, inside=study):
+        with ownership(arms.study / LOCK, inside=arms.study):
             yield _begun(arms, question)
     except OwnedError as owner:
-        raise UsageError(f"{owner} decides {study}: wait for it or stop it") from None
+        raise UsageError(f"{owner} decides {arms.study}: wait for it or stop it") from None
 
 
 def continued(arms: Arms, question: Question, but: Sequence[str] = ()) -> Decision | None:
@@ -212,9 +208,8 @@ def decide(
     """Take the looks that are left, inside `deciding`. Returns the last, and the sweep that stopped before its end if
     looks are left. tell: is called with every look, once it is recorded."""
     meter = Meter(arms, decision, question.budget)
-    found = None
-    if decision.looks:
-        found = look_at(arms, question, decision)
+    found = look_at(arms, question, decision) if decision.looks else None
+    if found:
         tell(found, decision)
     while True:
         taken = int(decision.looks[-1]["look"]) if decision.looks else 0
@@ -236,7 +231,7 @@ class Meter:
     """What a decision has spent of its budget: runs and their hours by their records, hours by the clock; those of a
     call that was killed count until its last look."""
 
-    def __init__(self, arms: Arms, decision: Decision, budget: Budget | None) -> None:
+    def __init__(self, arms: Arms, decision: Decision, budget: tuple[float, str] | None) -> None:
         self.budget = budget
         self._began, self._before_h = time.monotonic(), float(decision.looks[-1]["hours"]) if decision.looks else 0.0
         self._jobs = [job for job in arms.plan.jobs if job.spec.run_id not in decision.design["found"]]
@@ -345,16 +340,14 @@ def look_at(arms: Arms, question: Question, decision: Decision) -> Found:
 # What to expect: a dry run
 
 
-Variances = tuple[tuple[float, ...], str]
-"""Standard deviations of an arm's score from seed to seed, image to image, and of the rest, in the metric's unit; where
-they come from, in words."""
-
+STUDIES = 200  # that a dry run simulates
 USUAL = (0.01, 0.03, 0.05), "usual ones: 1 point from seed to seed, 3 from image to image, 5 for the rest"
 
 
-def variances_of(arms: Arms, question: Question) -> Variances | None:
-    """Those of the runs at hand, the mean over comparisons, else `USUAL` for scores in points, else None. No result of
-    these runs is shown, so this is no look."""
+def variances_of(arms: Arms, question: Question) -> tuple[tuple[float, ...], str] | None:
+    """Standard deviations of an arm's score from seed to seed, image to image, and of the rest, in the metric's unit;
+    where they come from, in words: the runs at hand (the mean over comparisons), else `USUAL` for scores in points. No
+    result of these runs is shown, so this is no look."""
     try:
         loaded = load([arms.study])
         runs = tuple(run for run in loaded.runs if run.row.get("config_seed"))
@@ -370,15 +363,11 @@ def variances_of(arms: Arms, question: Question) -> Variances | None:
     return USUAL if metric and metric.points else None
 
 
-STUDIES = 200
-"""Simulated studies of a dry run."""
-
-
 def expected(
     arms: Arms, question: Question, sds: Sequence[float], difference: float, rope: float
 ) -> tuple[float, float]:
     """(runs, share of comparisons decided) of simulated studies in which every candidate differs by ``difference``.
-    sds: as in `Variances`."""
+    sds: as in `variances_of`."""
     n_blocks = len({job.spec.dataset_sha for job in arms.plan.jobs})
     spec, C = arms.plan.jobs[0].spec, max(arms.m // n_blocks, 1)
     N, rng = max(len(spec.split["test"]), 2), np.random.default_rng(0)

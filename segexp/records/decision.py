@@ -81,7 +81,14 @@ def read_decision(study: Path, begins: bool = False) -> Decision | None:
         raise UsageError(cure)
     if [one.pop("sha256", None) for one in entries] != _checksums(entries) or taken > f"{len(entries) - 1:03}":
         raise UsageError(cure)
+    if not (entries[0].keys() >= _DESIGN and all(one.keys() >= _LOOK for one in entries[1:])):
+        raise UsageError(cure)
     return Decision(path, entries[0], tuple(entries[1:]))
+
+
+_DESIGN = {"alpha", "arms", "command", "comparisons", "found", "looks", "metric", "reference", "rope", *SHARES}
+_LOOK = {"comparisons", "hours", "look", "runs", *SHARES}
+"""Keys that no entry lacks."""
 
 
 def write_decision(decision: Decision) -> None:

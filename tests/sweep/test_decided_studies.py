@@ -37,7 +37,7 @@ from segexp.compare.verdict import compare
 from segexp.config import Config
 from segexp.config.compose import hydra_session
 from segexp.errors import UsageError
-from segexp.records.decision import FILE, read_decision
+from segexp.records.decision import FILE, _checksums, read_decision
 from segexp.records.files import MOST_BYTES
 
 Captured = pytest.CaptureFixture[str]
@@ -235,6 +235,17 @@ def edited(change: Callable[[Any], Any]) -> Callable[[Path], None]:
     return apply
 
 
+def resealed(change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    """As `edited`, with checksums that fit."""
+
+    def apply(study: Path) -> None:
+        entries = [{key: value for key, value in one.items() if key != "sha256"} for one in entries_of(study)]
+        change(entries)
+        put(study, [{**one, "sha256": sha} for one, sha in zip(entries, _checksums(entries), strict=True)])
+
+    return apply
+
+
 CHANGED: Mapping[str, Callable[[Path], Any]] = {
     "a p": edited(lambda all: all[1]["comparisons"][0].update(p=0.001)),
     "a verdict": edited(lambda all: all[3]["comparisons"][1].update(verdict="worse")),
@@ -251,6 +262,8 @@ CHANGED: Mapping[str, Callable[[Path], Any]] = {
     "no design": edited(lambda all: all[1:]),
     "a look twice": edited(lambda all: [*all, all[-1]]),
     "reordered": edited(lambda all: [all[0], all[2], all[1], all[3]]),
+    "a look without share": resealed(lambda all: all[1].pop("share")),
+    "a design without arms": resealed(lambda all: all[0].pop("arms")),
     "not a list": edited(lambda all: all[0]),
     "a list of texts": edited(lambda all: [json.dumps(one) for one in all]),
     "an empty list": lambda study: put(study, []),

@@ -465,8 +465,8 @@ def load_checked(paths: Sequence[Path], split: str = "test", decision: Decision 
         raise UsageError(problems[-1])
     fixed = [run for run in runs if not run.row.get("look")]
     if 0 < len(fixed) < len(runs):
-        others = pluralize(len(fixed), "run")
-        problems.append(f"{others} of other studies beside those of `segexp decide`: its 5 % hold for its own runs alone")
+        others = f"{pluralize(len(fixed), 'run')} of other studies"
+        problems.append(f"{others} beside those of `segexp decide`: its 5 % hold for its own runs alone")
     return Loaded(tuple(runs), (*problems, *look(fixed, lambda run: arm_label(arm_of_row(run.row)), FEWEST_SEEDS)))
 
 

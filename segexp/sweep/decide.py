@@ -128,7 +128,9 @@ def tuned(overrides: Sequence[str], extra: Sequence[str], base: DictConfig) -> P
         return None
     if without := [arm_label(arm) for arm in tuning.trials if tuning.best(arm) is None]:
         raise UsageError(f"{', '.join(without)}: every learning rate diverged; try other rates with `segexp tune`")
-    return write_tuning(tuning, (tuning.folder / TUNED_FILE).absolute(), sys.argv)
+    path = (tuning.folder / TUNED_FILE).absolute()
+    write_tuning(tuning, path, sys.argv)
+    return path
 
 
 def _pending(job: Job) -> Run:

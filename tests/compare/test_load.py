@@ -416,7 +416,7 @@ def test_comparing_does_not_import_torch(tmp_path: Path):
     subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
 
 
-SECONDS, GIGABYTES = 15.0, 4.0
+SECONDS, GIGABYTES = 20.0, 4.0  # 14 to 16 seconds were measured on two cores
 
 
 @pytest.mark.slow

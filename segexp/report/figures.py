@@ -473,6 +473,8 @@ def draw_panel(shown: Panel, looks: Looks) -> Figure:
     _scale_x(axis, shown.log_x, [v for curve in curves for v in curve.x])
     if shown.log_y:
         _log(axis, "y", [v for curve in curves for v in curve.y])
+    elif shown.name == "ranking":
+        axis.locator_params(axis="y", integer=True)  # there is no rank 1.25
     if cut_off(shown):
         axis.set_ylim(bottom=shown.y_from)
     # Where all values are 0, an axis begins at 0: none of these values can be negative.

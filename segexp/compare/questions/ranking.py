@@ -46,7 +46,7 @@ def ranking(reading: Reading) -> Findings:
     curves = tuple(Curve(row["arm"], (n,), *((row[end],) for end in ends)) for n, row in enumerate(rows, start=1))
     panel = Panel("ranking", "Rank with 95 % interval", "arm, by its mean", "rank, 1 is best", curves, "points")
     about = f"Descriptive, not a test: {DRAWS} bootstrap draws over {' and '.join(counts)}, the same for all arms, "
-    about += "widened for few seeds and many pairs: intervals of equally good arms overlap in 95 % of studies."
+    about += "widened for few seeds and many pairs: intervals of equal arms overlap in about 95 % of studies or more."
     return rows, [panel], [about, *notes]
 
 

@@ -1,0 +1,1 @@
+"""What finished runs are used for: prediction, export, model and study cards."""

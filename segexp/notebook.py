@@ -1,0 +1,1 @@
+"""Studies in a notebook: tidy pandas frames, and a comparison that displays itself. Imports no torch."""

@@ -1,0 +1,1 @@
+"""Runs in the tools people watch them with: TensorBoard, MLflow, W&B, CSV."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from segexp.records.tables import read_collected
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "audit",

@@ -1,10 +1,13 @@
-"""The wheel: what is in it, and that it works alone, away from the checkout."""
+"""The wheel and the source distribution: what is in them, and that they work alone, away from the checkout."""
 
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import zipfile
 from collections.abc import Callable
 from email.parser import Parser
@@ -20,48 +23,88 @@ pytestmark = pytest.mark.slow
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+def build(source: Path, folder: Path, *options: str) -> Path:
+    """Build in this environment, without a download; returns the folder of what was built."""
     missing = [name for name in ("build", "hatchling") if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")
-    folder = tmp_path_factory.mktemp("wheel")
     # With the checkout as working directory a folder named build would hide the module of that name.
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(repository)]
+    command = [sys.executable, "-m", "build", *options, "--no-isolation", "--outdir", str(folder), str(source)]
     built = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
-    (wheel,) = folder.glob("*.whl")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """The wheel, built from the checkout."""
+    (wheel,) = build(repository, tmp_path_factory.mktemp("wheel"), "--wheel").glob("*.whl")
     return wheel
 
 
 @pytest.fixture(scope="module")
-def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds the installed wheel and nothing else."""
-    if importlib.util.find_spec("pip") is None:
-        pytest.skip("no pip here")
-    folder = tmp_path_factory.mktemp("site")
-    options = ["--no-deps", "--no-index", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]
-    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(folder), str(wheel)]
-    installed = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+def distributions(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """A folder with the source distribution and the wheel that is built from it."""
+    return build(repository, tmp_path_factory.mktemp("distributions"))
+
+
+def environment(folder: Path) -> Path:
+    """A new virtual environment that finds the libraries of this one; returns its Python.
+
+    Their folder is on its path, but .pth files in it stay unread, by which an editable installation would put the
+    checkout on the path.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    python = folder / "bin" / "python"
+    command = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+    (packages / "libraries.pth").write_text("\n".join(sysconfig.get_path(name) for name in ("purelib", "platlib")))
+    return python
+
+
+def install(tool: str, what: Path, python: Path) -> None:
+    """Install a distribution with pip or uv, offline."""
+    if tool == "pip":
+        if importlib.util.find_spec("pip") is None:
+            pytest.skip("no pip here")
+        words = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-index", "--no-build-isolation"]
+    else:
+        if shutil.which("uv") is None:
+            pytest.skip("no uv here")
+        words = ["uv", "pip", "install", "--python", str(python), "--offline", "--no-build-isolation"]
+    command = [*words, "--no-deps", "--quiet", str(what)]
+    installed = subprocess.run(command, cwd=what.parent, capture_output=True, text=True, check=False)
     assert installed.returncode == 0, installed.stderr
-    return folder
+
+
+def runner(python: Path, cwd: Path) -> Run:
+    """Runs this Python in a folder, without the checkout."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([str(python), *words], cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment into which pip has installed the wheel."""
+    python = environment(tmp_path_factory.mktemp("environment"))
+    install("pip", wheel, python)
+    return python
+
+
+@pytest.fixture(scope="module")
+def site(installed: Path) -> Path:
+    """The folder that holds the installed wheel."""
+    return Path(next(installed.parent.parent.glob("lib/python*/site-packages")))
 
 
 @pytest.fixture
-def run(site: Path, tmp_path: Path) -> Run:
-    """Runs Python with the wheel and the libraries, in another folder.
-
-    -S leaves .pth files unread, by which an editable installation would put the checkout on the path.
-    """
-    libraries = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(site), *libraries])
-
-    def python(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-S", *words]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-
-    return python
+def run(installed: Path, tmp_path: Path) -> Run:
+    """Runs Python with the wheel and the libraries, in another folder."""
+    return runner(installed, tmp_path)
 
 
 def tracked(repository: Path, folder: str, pattern: str) -> set[str]:
@@ -78,6 +121,50 @@ def test_the_wheel_holds_the_package_and_its_configs_and_no_more(wheel: Path, re
         assert {name for name in names if ".dist-info/" not in name} == wanted
         for name in wanted:
             assert archive.read(name) == (repository / name.replace("segexp/configs", "configs")).read_bytes()
+
+
+def test_the_source_distribution_gives_the_same_wheel(wheel: Path, distributions: Path) -> None:
+    with zipfile.ZipFile(wheel) as ours, zipfile.ZipFile(distributions / wheel.name) as theirs:
+        assert sorted(ours.namelist()) == sorted(theirs.namelist())
+        assert all(ours.read(name) == theirs.read(name) for name in ours.namelist())
+
+
+def test_the_source_distribution_holds_no_results(distributions: Path) -> None:
+    (source,) = distributions.glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"PKG-INFO", "LICENSE", "pyproject.toml", "configs/train.yaml", "tests/test_wheel.py"} <= names
+    tops = {name.partition("/")[0] for name in names}
+    assert not tops & {"outputs", ".git", ".ci", ".github", "dist", "shared"}
+    assert not any("__pycache__" in name for name in names)
+
+
+@pytest.mark.parametrize(("tool", "pattern"), [("uv", "*.whl"), ("uv", "*.tar.gz"), ("pip", "*.tar.gz")])
+def test_uv_and_pip_install_both(tool: str, pattern: str, distributions: Path, tmp_path: Path) -> None:
+    (what,) = distributions.glob(pattern)
+    python = environment(tmp_path / "environment")
+    install(tool, what, python)
+    here = tmp_path / "elsewhere"
+    here.mkdir()
+    version = runner(python, here)(str(python.with_name("segexp")), "--version")
+    assert version.stdout == f"segexp {segexp.__version__}\n"
+    found = runner(python, here)("-c", "import segexp; print(segexp.__file__)").stdout
+    assert found.startswith(str(tmp_path))
+    listed = runner(python, here)("-m", "segexp", "list", "losses")
+    assert (listed.returncode, listed.stderr) == (0, "")
+
+
+def test_the_container_holds_all_that_the_wheel_needs(wheel: Path, repository: Path, tmp_path: Path) -> None:
+    lines = (repository / ".dockerignore").read_text().split()
+    context, built = tmp_path / "context", tmp_path / "built"
+    context.mkdir()
+    built.mkdir()
+    for name in (line.removeprefix("!") for line in lines if line.startswith("!")):
+        copy = shutil.copytree if (repository / name).is_dir() else shutil.copy
+        copy(repository / name, context / name)
+    (same,) = build(context, built, "--wheel").glob("*.whl")
+    with zipfile.ZipFile(wheel) as ours, zipfile.ZipFile(same) as theirs:
+        assert sorted(ours.namelist()) == sorted(theirs.namelist())
 
 
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:
@@ -99,7 +186,7 @@ def test_the_installed_package_is_the_wheels(run: Run, site: Path, repository: P
     assert found.stdout.strip() == str(site / "segexp" / "configs")
 
 
-def test_commands_work_from_another_folder(run: Run, site: Path) -> None:
+def test_commands_work_from_another_folder(run: Run, installed: Path) -> None:
     version = run("-m", "segexp", "--version")
     assert (version.returncode, version.stdout) == (0, f"segexp {segexp.__version__}\n")
     listed = run("-m", "segexp", "list", "datasets")
@@ -111,7 +198,7 @@ def test_commands_work_from_another_folder(run: Run, site: Path) -> None:
     assert {row["name"]: row["budgets"] for row in studies}["hidden"] == ["full: 65 runs", "smoke: 26 runs"]
     refused = run("-m", "segexp", "train", "activation=arctn")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    script = site / "bin" / "segexp"
+    script = installed.with_name("segexp")
     assert script.is_file()
     assert run(str(script), "--version").stdout == f"segexp {segexp.__version__}\n"
 

@@ -29,7 +29,7 @@ COMMANDS = {
     "decide": "train no more seeds than it takes to decide which arm is better",
     "tune": "find the learning rate of each arm on validation images, with an equal budget",
     "list": "list activations, losses, datasets, models, backbones, studies and more",
-    "data": "check a data set before training; list or clear the cache of images that runs share",
+    "data": "check a data set, or write it as a folder; list or clear the cache of images that runs share",
     "evaluate": "score a finished run again: another split, threshold, resolution or data set",
     "curves": "draw output or hidden activations and their gradients",
     "bench": "measure time and memory of hidden activations, relative to relu",

@@ -1,5 +1,6 @@
-"""`segexp data check`: a data set as a run would use it. `segexp data list|clear`: the images that runs share."""
+"""`segexp data check|export`: a data set as a run uses it. `segexp data list|clear`: the images that runs share."""
 
+import csv
 import itertools
 import json
 import sys
@@ -12,10 +13,12 @@ from segexp.commands import Parser, add_config_dir, imported
 from segexp.errors import DONE, FAILED, REFUSED, UsageError, printable
 
 if TYPE_CHECKING:
+    from segexp.config import Config
     from segexp.data.cache import Entry
 
 EPILOG = """\
 segexp data check DATASET [KEY=VALUE ...]     what a run would read, split and warn about, with pictures of it
+segexp data export DATASET -o FOLDER          write any data set as images/, masks/ and manifest.csv, in a new folder
 segexp data list [--json]                     data sets in the cache: size, last use, and what is kept of each
 segexp data clear [NAME ...] [--older DAYS]   remove all of them, some, or those not used for DAYS days
 
@@ -43,8 +46,7 @@ def parser() -> Parser:
     add("names", nargs="*", metavar="NAME", complete=_names, help="data sets; check: one, and options of a run")
     add("--older", type=float, metavar="DAYS", help="clear: only what was not used for so many days")
     add("--json", action="store_true", help="list, check: everything, as JSON")
-    sheet = "check: the contact sheet, a PNG (default: NAME-check.png; none with --json)"
-    add("-o", "--out", type=Path, metavar="FILE", help=sheet)
+    add("-o", "--out", type=Path, metavar="PATH", help="check: the contact sheet (NAME-check.png); export: the folder")
     add_config_dir(parser)
     return parser
 
@@ -137,16 +139,10 @@ def _print_some(title: str, lines: Sequence[str]) -> None:
 
 
 def _checked(options: Any) -> int:
-    from segexp.config.compose import compose, hydra_session, readable
     from segexp.data.description import data_lines
     from segexp.records import run_name
-    from segexp.records.process import set_wait
 
-    if not options.names or "=" in options.names[0] or options.older is not None:
-        raise UsageError("`segexp data check DATASET [KEY=VALUE ...]` needs a data set, as in `segexp list datasets`")
-    with hydra_session(options.config_dir, options.allow_env) as extra:
-        config = compose([f"dataset={options.names[0]}", *readable(options.names[1:])], extra)
-    set_wait(config.trainer.wait, config.trainer.threads)  # before torch is loaded
+    config = _composed(options)
     from segexp.running.data_check import check_data, contact_sheet
 
     found = check_data(config)
@@ -178,4 +174,48 @@ def _checked(options: Any) -> int:
     return REFUSED if found.refused else FAILED if found.bad else DONE
 
 
-ACTIONS = {"check": _check, "list": _list, "clear": _clear}
+def _composed(options: Any) -> "Config":
+    from segexp.config.compose import compose, hydra_session, readable
+    from segexp.records.process import set_wait
+
+    if not options.names or "=" in options.names[0] or options.older is not None:
+        raise UsageError(f"`segexp data {options.action} DATASET` needs a data set, as in `segexp list datasets`")
+    with hydra_session(options.config_dir, options.allow_env) as extra:
+        config = compose([f"dataset={options.names[0]}", *readable(options.names[1:])], extra)
+    set_wait(config.trainer.wait, config.trainer.threads)  # before torch is loaded
+    return config
+
+
+def _export(options: Any) -> int:
+    if options.out is None or options.out.exists() or options.json:
+        raise UsageError("`segexp data export DATASET -o FOLDER` needs the name of a new folder, and takes no --json")
+    config = _composed(options)
+    import numpy as np
+    from PIL import Image
+
+    from segexp.losses import IGNORE
+    from segexp.running import opened
+
+    found, new = opened(config)[1], options.out.with_name(f"{options.out.name}.partial")
+    ids, parts, groups = found.image_ids, found.declared_split or {}, found.group_ids
+    if found.overlapping or len({name.replace("/", "_") for name in ids}) < len(ids):
+        raise UsageError(f"{config.dataset.name}: a folder cannot hold overlapping classes, or two images of one name")
+    for folder in ("images", "masks"):
+        (new / folder).mkdir(parents=True)
+    rows = [["id", "image", "mask", *["group"] * any(groups), *["split"] * bool(parts)]]
+    for name, group, pair in zip(ids, groups, map(found.read, range(len(ids))), strict=True):
+        png = found.channels in (1, 3) and pair.image_HWC.dtype == np.uint8
+        stem, image = name.replace("/", "_"), pair.image_HWC[..., 0] if found.channels == 1 else pair.image_HWC
+        files = f"images/{stem}.{'png' if png else 'npy'}", f"masks/{stem}.png"
+        Image.fromarray(image).save(new / files[0]) if png else np.save(new / files[0], image)
+        grey_HW = np.where(pair.mask_HW == IGNORE, 127, 255 * pair.mask_HW) if found.num_classes == 2 else pair.mask_HW
+        Image.fromarray(grey_HW.astype(np.uint8)).save(new / files[1])
+        rows.append([name, *files, *[group or name] * any(groups), *[parts.get(name, "")] * bool(parts)])
+    with (new / "manifest.csv").open("w", newline="", encoding="utf-8") as table:
+        csv.writer(table).writerows(rows)
+    new.rename(options.out)
+    print(f"{len(ids)} images and masks of {found.num_classes} classes: dataset=manifest dataset.root={options.out}")
+    return DONE
+
+
+ACTIONS = {"check": _check, "export": _export, "list": _list, "clear": _clear}

@@ -1,0 +1,75 @@
+"""`segexp data export`: what was written is read back with equal pixels, parts and groups."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segexp import cli
+from segexp.config.compose import compose, hydra_session
+from segexp.data.image_set import ImageSet
+from segexp.running import opened
+
+IGNORED = 127
+
+
+def image_set(*overrides: str) -> ImageSet:
+    with hydra_session():
+        return opened(compose(list(overrides)))[1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "coding"),
+    [
+        ([], []),
+        (["dataset.num_classes=4", "dataset.channels=3"], ["dataset.mask_coding=index", "dataset.num_classes=4"]),
+        (["dataset.channels=5"], []),
+    ],
+    ids=["grey", "four classes, RGB", "five channels"],
+)
+@pytest.mark.parametrize("adapter", ["manifest", "folder"])
+def test_the_folder_holds_the_same_pairs(asked: list[str], coding: list[str], adapter: str, tmp_path: Path) -> None:
+    small = ["dataset.number=4", "dataset.image_size=32", *asked]
+    assert cli.main(["data", "export", "lesions", *small, "-o", str(tmp_path / "out")]) == 0
+    assert not list(tmp_path.glob("*.partial"))
+    before = image_set("dataset=lesions", *small)
+    after = image_set(f"dataset={adapter}", f"dataset.root={tmp_path / 'out'}", *coding)
+    assert after.image_ids == before.image_ids
+    for index in range(4):
+        a, b = before.read(index), after.read(index)
+        assert a.image_HWC.dtype == b.image_HWC.dtype
+        assert np.array_equal(a.image_HWC, b.image_HWC)
+        assert np.array_equal(a.mask_HW, b.mask_HW)
+
+
+def test_parts_groups_and_ignored_pixels_are_kept(tmp_path: Path) -> None:
+    for folder in ("images", "masks", "splits"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+    mask = np.zeros((9, 8), np.uint8)
+    mask[:3], mask[3:5] = 255, IGNORED
+    for name in "abcd":
+        Image.fromarray(mask // 2).save(tmp_path / "in" / "images" / f"{name}.png")
+        Image.fromarray(mask).save(tmp_path / "in" / "masks" / f"{name}.png")
+    (tmp_path / "in" / "splits" / "train.txt").write_text("a\nb\n")
+    (tmp_path / "in" / "splits" / "val.txt").write_text("c\n")
+    (tmp_path / "in" / "splits" / "test.txt").write_text("d\n")
+    (tmp_path / "in" / "who.csv").write_text("stem,patient\na,P1\nb,P1\nc,P2\nd,P3\n")
+    given = [f"dataset.root={tmp_path / 'in'}", f"dataset.ignore_index={IGNORED}"]
+    given += ["dataset.group_file=who.csv", "dataset.group_column=patient"]
+    assert cli.main(["data", "export", "folder", *given, "-o", str(tmp_path / "out")]) == 0
+    with (tmp_path / "out" / "manifest.csv").open(newline="") as file:
+        rows = [(row["id"], row["group"], row["split"]) for row in csv.DictReader(file)]
+    assert rows == [("a", "P1", "train"), ("b", "P1", "train"), ("c", "P2", "val"), ("d", "P3", "test")]
+    after = image_set("dataset=manifest", f"dataset.root={tmp_path / 'out'}", f"dataset.ignore_index={IGNORED}")
+    assert (after.group_ids, after.declared_split) == (("P1", "P1", "P2", "P3"), {i: part for i, _, part in rows})
+    assert np.array_equal(after.read(0).mask_HW, np.where(mask == IGNORED, 255, mask == 255))
+
+
+def test_no_folder_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").mkdir()
+    for words in ([], ["-o", str(tmp_path / "mine")]):
+        assert cli.main(["data", "export", "lesions", "dataset.number=4", *words]) == 2
+        assert "-o FOLDER" in capsys.readouterr().err
+    assert list((tmp_path / "mine").iterdir()) == []

@@ -87,7 +87,7 @@ def signed(value: float) -> str:
 
 def plain(value: float) -> str:
     """A number with at most four digits: 5, 0.5, 0.1235."""
-    whole = value.is_integer() and abs(value) < 1e15
+    whole = float(value).is_integer() and abs(value) < 1e15
     return _printed(value, ".0f" if whole else ".4g")
 
 
@@ -262,17 +262,21 @@ def _named(block: Block, comparison: Comparison, metric: Metric, several: bool) 
 
 def _evidence(comparison: Comparison, metric: Metric) -> str:
     """The interval, what the inference is for, p, and the number of seeds, folds and images."""
-    units = comparison.n_groups or comparison.n_images
-    counts = ((comparison.n_splits, "split"), (comparison.n_folds, "fold"), (units, comparison.unit))
-    design = [pluralize(comparison.n_seeds, "seed"), *(pluralize(n, what) for n, what in counts if n)]
     # A test over folds has one seed per fold.
     few = ", exploratory" if comparison.n_seeds < FEW_SEEDS else ""
     few = "" if comparison.method.resampled else few
     kind = "repeated" if comparison.deciding.share < 1 else "95 %"
     return (
         f"{kind} interval {limits(metric, comparison.deciding)} for {comparison.scope}, Holm-adjusted "
-        f"{_p(comparison.p_holm)}, {' x '.join(design)}{few}"
+        f"{_p(comparison.p_holm)}, {design(comparison)}{few}"
     )
+
+
+def design(comparison: Comparison) -> str:
+    """What a comparison rests on: 5 seeds x 60 images, or 1 seed x 5 folds x 60 images."""
+    units = comparison.n_groups or comparison.n_images
+    counts = ((comparison.n_splits, "split"), (comparison.n_folds, "fold"), (units, comparison.unit))
+    return " x ".join([pluralize(comparison.n_seeds, "seed"), *(pluralize(n, what) for n, what in counts if n)])
 
 
 def _p(p: float) -> str:

@@ -1,91 +1,32 @@
-"""The figures of a report: which ones there are, their descriptions, and how matplotlib draws them.
-
-Small figures with one axis each: side by side on a wide screen, stacked on a phone.
-"""
+"""The figures of a report: which ones there are, and their descriptions."""
 
 import math
-import textwrap
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps, rc_context
-from matplotlib.axes import Axes
-from matplotlib.colors import Normalize, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from segexp.compare import formatting as fmt
 from segexp.compare.datasets import WILCOXON
 from segexp.compare.result import (
     Answer,
-    ArmScore,
     Block,
     Comparison,
     Curve,
     Factorial,
+    Interval,
     Metric,
     OverDatasets,
     Panel,
     Ranks,
 )
-from segexp.records.formatting import BLUE, GREEN, STYLES, VERMILION, look, new_figure, pluralize, tidy
-from segexp.report import tables
-from segexp.report.tables import against, clean, interval_for, scope, score_limits, unique_labels, verdict
-
-TEXT, MUTED, GRID = "#1b1f24", "#67707b", "#e6e6e6"
-"""Colours of text, of secondary elements, and of the grid of `segexp.records.formatting.tidy`."""
-
-VERDICT_COLOURS = {"better": GREEN, "worse": VERMILION, "equivalent": BLUE}
-"""Other verdicts are muted."""
-
-MAX_ROWS = 40
-"""Rows of a forest plot; its table has all."""
-
-MAX_LINES = 12
-"""Arms of one panel: more lines cannot be told apart."""
-
-MAX_VECTORS = 800
-"""Points that are drawn one by one; more of them are rasterised, to keep files small."""
-
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
-STYLE: Mapping[str, Any] = {
-    "font.family": "sans-serif",
-    **dict.fromkeys(("font.size", "axes.labelsize"), 10),
-    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 9.5),
-    **{"axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlecolor": TEXT},
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), TEXT),
-    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
-    "axes.axisbelow": True,
-    # $ in a name is not mathematics.
-    "text.parse_math": False,
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,
-}
-
-Looks = Mapping[str, tuple[str, str]]
-"""Colour and line style of every arm, the same in all figures."""
-
-
-@contextmanager
-def styled() -> Iterator[None]:
-    """The style of all figures, which must be both made and written inside it: ticks are made when they are drawn."""
-    style: Any = dict(STYLE)
-    with rc_context(style), warnings.catch_warnings():
-        # Characters that the font lacks become boxes in a bitmap; the page uses the fonts of the browser.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield
-
-
-def looks_of(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a line style for each of the arms, in their order."""
-    return {arm: look(n) for n, arm in enumerate(dict.fromkeys(arms))}
-
+from segexp.records.formatting import pluralize
+from segexp.report import drawing, tables
+from segexp.report.drawing import MAX_LINES, MAX_ROWS, MUTED, VERDICT_COLOURS, Looks, cut_off, in_points, mean_of
+from segexp.report.tables import against, interval_for, scope, unique_labels, verdict
 
 MAX_IMAGE_FIGURES = 6
 """Comparisons of a block whose images are drawn; images.csv has the values of all."""
@@ -94,14 +35,35 @@ DESCRIBED = 8
 """Values in the description of a figure; the tables beside it have all."""
 
 
+MAX_TIPS = 300
+"""Places of a figure with their numbers on the page; images.csv and the tables have all."""
+
+
+@dataclass(frozen=True)
+class Tip:
+    """The numbers of a place of a figure, in data coordinates: a point, or an interval or a cell with its width and
+    height. image: whose sample prediction the place leads to, "" for none."""
+
+    x: float
+    y: float
+    text: str
+    width: float = 0.0
+    height: float = 0.0
+    image: str = ""
+
+
 @dataclass(frozen=True)
 class Drawing:
-    """A figure. name: of its file; alt: description for those who do not see it; caption: below it, "" for none."""
+    """A figure. name: of its file; alt: description for those who do not see it; caption: below it, "" for none.
+
+    tips: what its places show on hover and keyboard focus.
+    """
 
     name: str
     alt: str
     caption: str
     figure: Figure
+    tips: tuple[Tip, ...] = ()
 
 
 def forest(block: Block, metric: Metric, name: str) -> list[Drawing]:
@@ -128,7 +90,21 @@ def forest(block: Block, metric: Metric, name: str) -> list[Drawing]:
     if len(tested) < len(block.comparisons):
         untested = pluralize(len(block.comparisons) - len(tested), "pair")
         caption.append(f"Not drawn because there is no test: {untested}.")
-    return [Drawing(f"{name}-forest", alt, " ".join(caption), draw_forest(tested, metric)), *drawn]
+    tips = tuple(_interval(metric, f.deciding, y, _numbers(f, metric)) for y, f in enumerate(tested[:MAX_ROWS]))
+    return [Drawing(f"{name}-forest", alt, " ".join(caption), drawing.draw_forest(tested, metric), tips), *drawn]
+
+
+def _numbers(found: Comparison, metric: Metric) -> str:
+    """A comparison in one line."""
+    difference = f"{fmt.estimate(metric, found.deciding)} {fmt.unit(metric)}".rstrip()
+    p = f"Holm-adjusted p {fmt.p_value(found.p_holm)}"
+    return f"{against(found)}: {difference}, {verdict(found)}, {p}, {fmt.design(found)}"
+
+
+def _interval(metric: Metric, interval: Interval, y: float, text: str) -> Tip:
+    """The place of an interval in row ``y``."""
+    by = fmt.factor(metric)
+    return Tip(by * interval.low, y, text, width=by * (interval.high - interval.low))
 
 
 def pair_map(block: Block, metric: Metric, name: str) -> Drawing:
@@ -136,14 +112,17 @@ def pair_map(block: Block, metric: Metric, name: str) -> Drawing:
     arms = list(unique_labels([arm.arm for arm in block.ranking], 20).values())
     at = {arm.arm: n for n, arm in enumerate(block.ranking)}
     places: dict[Any, tuple[str, Any]] = {}
+    tips: list[Tip] = []
     for found in block.comparisons:
         tint = 0.6 + 0.4 * np.array(to_rgb(VERDICT_COLOURS.get(found.verdict.word, MUTED)))
-        places[at[found.candidate], at[found.reference] - 1] = tables.pair_cell(found, metric), tint
+        row, column = at[found.candidate], at[found.reference] - 1
+        places[row, column] = tables.pair_cell(found, metric), tint
+        tips.append(Tip(column, row, _numbers(found, metric), 1, 1))
     title = f"{fmt.with_unit(metric, 'difference in')}, row minus column"
     values = [f"{against(found)}: {tables.pair_cell(found, metric)}" for found in block.comparisons]
     colours = "Row minus column. Green: better, orange: worse, blue: equivalent, grey: not decided."
-    figure = draw_cells(arms[:-1], arms[1:], places, title, tables.PAIR_MARKS)
-    return Drawing(f"{name}-pairs", f"Map of {title}: {_listed(values)}", colours, figure)
+    figure = drawing.draw_cells(arms[:-1], arms[1:], places, title, tables.PAIR_MARKS)
+    return Drawing(f"{name}-pairs", f"Map of {title}: {_listed(values)}", colours, figure, tuple(tips[:MAX_TIPS]))
 
 
 def of_arms(block: Block, metric: Metric, name: str) -> list[Drawing]:
@@ -151,7 +130,7 @@ def of_arms(block: Block, metric: Metric, name: str) -> list[Drawing]:
     known = [arm for arm in block.ranking if not math.isnan(arm.interval.low)]
     if not known:
         return []
-    values = [f"{arm.arm} {_mean(metric, arm)}" for arm in known]
+    values = [f"{arm.arm} {mean_of(metric, arm)}" for arm in known]
     alt = f"Mean {fmt.with_unit(metric)} of each arm with its {block.interval}. {_listed(values)}"
     caption = [
         f"Bars: {block.interval} of each arm's mean, for {interval_for(known, metric)}. They are not for comparing arms"
@@ -161,11 +140,10 @@ def of_arms(block: Block, metric: Metric, name: str) -> list[Drawing]:
         caption.append(f"{pluralize(len(known) - MAX_ROWS, 'arm')} of lower rank: in the table.")
     if len(known) < len(block.ranking):
         caption.append(f"Not drawn: {pluralize(len(block.ranking) - len(known), 'arm')} without an interval.")
-    return [Drawing(f"{name}-arms", alt, " ".join(caption), draw_arms(known, metric))]
-
-
-def _mean(metric: Metric, arm: ArmScore) -> str:
-    return f"{fmt.score(metric, arm.mean)} {score_limits(metric, arm.interval)}"
+    unit = fmt.in_unit(metric, "mean")
+    about = [f"{arm.arm}: {unit} {mean_of(metric, arm)}, {pluralize(arm.n_seeds, 'seed')}" for arm in known[:MAX_ROWS]]
+    tips = tuple(_interval(metric, known[y].interval, y, text) for y, text in enumerate(about))
+    return [Drawing(f"{name}-arms", alt, " ".join(caption), drawing.draw_arms(known, metric), tips)]
 
 
 Pairs = tuple[tuple[str, tuple[Drawing, ...]], ...]
@@ -186,13 +164,28 @@ def of_images(block: Block, metric: Metric, name: str) -> tuple[Pairs, str]:
         differences = f"Differences of {about}, against the mean of both; mean difference {mean}."
         tested = not math.isnan(found.deciding.low)
         band = f"Line and band: mean difference and its {block.interval}." if tested else "Line: mean difference."
-        of_scatter, of_differences = draw_images(found, metric)
-        first = Drawing(f"{name}-images-{n + 1}-scatter", scatter, f"{above}.", of_scatter)
-        second = Drawing(f"{name}-images-{n + 1}-difference", differences, band, of_differences)
+        of_scatter, of_differences = drawing.draw_images(found, metric)
+        of_each, against_mean = image_tips(found, metric)
+        first = Drawing(f"{name}-images-{n + 1}-scatter", scatter, f"{above}.", of_scatter, of_each)
+        second = Drawing(f"{name}-images-{n + 1}-difference", differences, band, of_differences, against_mean)
         groups.append((against(found), (first, second)))
     left_out = len(shown) - len(groups)
     note = f"No figures for {pluralize(left_out, 'more comparison')}; images.csv has the values."
     return tuple(groups), note if left_out else ""
+
+
+def image_tips(found: Comparison, metric: Metric) -> tuple[tuple[Tip, ...], tuple[Tip, ...]]:
+    """The places of the images in both figures, of many those that differ most from the mean difference."""
+    assert found.candidate_N is not None
+    assert found.reference_N is not None
+    by, found_at = fmt.factor(metric), []
+    away_N = np.abs(found.candidate_N - found.reference_N - found.deciding.mean)
+    for n in np.sort(np.argsort(-away_N, kind="stable")[:MAX_TIPS]):
+        x, y = float(found.reference_N[n]), float(found.candidate_N[n])
+        both = f"{found.candidate} {fmt.score(metric, y)}, {found.reference} {fmt.score(metric, x)}"
+        text = f"{found.units[n]}: {both}, difference {fmt.amount(metric, y - x)}"
+        found_at.append(Tip(by * x, by * y, text, image=found.units[n]))
+    return tuple(found_at), tuple(replace(tip, x=(tip.x + tip.y) / 2, y=tip.y - tip.x) for tip in found_at)
 
 
 def scale_of(blocks: Sequence[Block]) -> tuple[float, float]:
@@ -212,8 +205,11 @@ def heat_map(factorial: Factorial, metric: Metric, name: str, scale: tuple[float
     about = f", {where}" if where else ""
     what = f"{fmt.with_unit(metric)}{about}, {factorial.row_factor} by {factorial.column_factor}"
     caption = "The table has the number of seeds of each cell. Dash: no run. All heat maps here share their colours."
-    figure = draw_heat_map(factorial, metric, scale, where)
-    return Drawing(f"{name}-heatmap", f"Heat map of {what}: {_listed(cells)}", caption, figure)
+    figure = drawing.draw_heat_map(factorial, metric, scale, where)
+    counts = [pluralize(n, "seed") for row in factorial.seeds for n in row]
+    places = np.ndindex(len(factorial.rows), len(factorial.columns))
+    tips = tuple(Tip(j, i, f"{cells[n]}, {counts[n]}", 1, 1) for n, (i, j) in enumerate(places))
+    return Drawing(f"{name}-heatmap", f"Heat map of {what}: {_listed(cells)}", caption, figure, tips[:MAX_TIPS])
 
 
 def of_answer(answer: Answer, looks: Looks, name: str) -> list[Drawing]:
@@ -230,8 +226,23 @@ def of_answer(answer: Answer, looks: Looks, name: str) -> list[Drawing]:
         more = len(panel.curves) - MAX_LINES
         left_out = [f"{pluralize(more, 'more arm')} in the table."] if more > 0 else []
         left_out += [f"Cut off below {fmt.plain(panel.y_from)}{' points' * panel.y_points}."] if cut_off(panel) else []
-        drawings.append(Drawing(f"{name}-{n + 1}", alt, " ".join(left_out), draw_panel(panel, looks)))
+        figure = drawing.draw_panel(panel, looks)
+        drawings.append(Drawing(f"{name}-{n + 1}", alt, " ".join(left_out), figure, _of_curves(panel, drawn)))
     return drawings
+
+
+def _of_curves(panel: Panel, curves: Sequence[Curve]) -> tuple[Tip, ...]:
+    """The points of a panel; of many every second, third, ... of each curve, with its last one."""
+    tips, every = [], math.ceil(sum(len(curve.x) for curve in curves) / MAX_TIPS)
+    for curve in curves:
+        for n in range((len(curve.x) - 1) % every, len(curve.x), every):
+            band = f" [{fmt.plain(curve.low[n])}, {fmt.plain(curve.high[n])}]" if curve.low else ""
+            count = f", n = {curve.n[n]:g}" if curve.n else ""
+            text = (
+                f"{curve.arm}: {panel.y_label} {fmt.plain(curve.y[n])}{band}, {panel.x_label} {fmt.plain(curve.x[n])}"
+            )
+            tips.append(Tip(curve.x[n], curve.y[n], text + count))
+    return tuple(tips)
 
 
 def of_datasets(found: Sequence[OverDatasets], ranks: Ranks | None, metric: Metric) -> list[Drawing]:
@@ -250,309 +261,20 @@ def of_datasets(found: Sequence[OverDatasets], ranks: Ranks | None, metric: Metr
             if one.interval.share
             else "Dots: data sets. Diamond: their mean."
         )
-        drawn.append(Drawing(f"datasets-{n + 1}", alt, caption, draw_over_datasets(one, metric)))
+        by, names = fmt.factor(metric), enumerate(one.differences.items())
+        tips = [Tip(by * value, y, f"{name}: {fmt.amount(metric, value)}") for y, (name, value) in names]
+        total = f"across data sets: {fmt.estimate(metric, one.interval)}, Holm-adjusted p {fmt.p_value(one.p_holm)}"
+        tips.append(_interval(metric, one.interval, len(tips) + drawing.BELOW, total))
+        drawn.append(Drawing(f"datasets-{n + 1}", alt, caption, drawing.draw_over_datasets(one, metric), tuple(tips)))
     if ranks is not None and len(ranks.ranks) > 1:
         values = [f"{arm} {rank:.2g}" for arm, rank in ranks.ranks.items()]
         alt = f"Critical-difference diagram of mean ranks, 1 is best: {_listed(values)}"
         caption = "Mean ranks over data sets, 1 is best. A bar joins arms that do not differ significantly."
-        drawn.append(Drawing("datasets-ranks", alt, caption, draw_ranks(ranks)))
+        tips = [Tip(rank, 0, f"{arm}: mean rank {rank:.3g}") for arm, rank in ranks.ranks.items()]
+        drawn.append(Drawing("datasets-ranks", alt, caption, drawing.draw_ranks(ranks), tuple(tips)))
     return drawn
 
 
 def _listed(values: Sequence[str]) -> str:
     more = len(values) - DESCRIBED
     return "; ".join(values[:DESCRIBED]) + (f"; and {more} more" if more > 0 else "") or fmt.NOTHING
-
-
-# How they are drawn
-
-
-def draw_forest(comparisons: Sequence[Comparison], metric: Metric) -> Figure:
-    """A row per candidate: difference with both 95 % intervals, hollow for these images only; the negligible range."""
-    shown = comparisons[:MAX_ROWS]
-    references = {comparison.reference for comparison in comparisons}
-    labels = unique_labels([name for c in shown for name in (c.candidate, c.reference)], 28)
-    # With several references each is named in a second line.
-    names = [labels[c.candidate] + f"\n{fmt.MINUS} {labels[c.reference]}" * (len(references) > 1) for c in shown]
-    lines = max(name.count("\n") + 1 for name in names)
-    figure = new_figure(5.2, 1.2 + (0.4 + 0.18 * lines) * len(shown))
-    axis = figure.subplots()
-    by = fmt.factor(metric)
-    if not math.isnan(metric.rope):
-        axis.axvspan(-by * metric.rope, by * metric.rope, color=MUTED, alpha=0.12, linewidth=0)
-    axis.axvline(0, color=MUTED, linewidth=1)
-    for y, comparison in enumerate(shown):
-        colour = VERDICT_COLOURS.get(comparison.verdict.word, MUTED)
-        wide, narrow = comparison.deciding, comparison.test_set
-        hollow = {"markerfacecolor": "none"} if wide is narrow else {}
-        axis.plot([by * wide.low, by * wide.high], [y, y], color=colour, linewidth=2.8, solid_capstyle="round")
-        axis.plot([by * wide.mean], [y], "o", color=colour, markersize=7.5, **hollow)
-        if wide is not narrow and not math.isnan(narrow.low):
-            axis.plot([by * narrow.low, by * narrow.high], [y + 0.24] * 2, color=MUTED, linewidth=1.4)
-        _row_label(axis, y, names[y], fmt.estimate(metric, wide))
-    what = f"candidate minus {next(iter(references))}" if len(references) == 1 else "difference"
-    _finish_rows(axis, len(shown) - 0.45, what, metric)
-    return figure
-
-
-def draw_arms(arms: Sequence[ArmScore], metric: Metric) -> Figure:
-    """A row per arm, from the best to the worst: mean and 95 % interval."""
-    shown, by = arms[:MAX_ROWS], fmt.factor(metric)
-    labels = unique_labels([arm.arm for arm in shown], 28)
-    lines = max(label.count("\n") + 1 for label in labels.values())
-    figure = new_figure(5.2, 1.2 + (0.4 + 0.18 * lines) * len(shown))
-    axis = figure.subplots()
-    for y, arm in enumerate(shown):
-        axis.plot([by * arm.interval.low, by * arm.interval.high], [y, y], color=BLUE, linewidth=1.8)
-        axis.plot([by * arm.mean], [y], "o", color=BLUE, markersize=6.5)
-        _row_label(axis, y, labels[arm.arm], _mean(metric, arm))
-    _finish_rows(axis, len(shown) - 0.45, "mean of each arm", metric)
-    return figure
-
-
-def _finish_rows(axis: Axes, bottom: float, what: str, metric: Metric) -> None:
-    """Rows down to ``bottom`` in place of a y axis; the x label has the unit and says which side is better."""
-    tidy(axis)
-    axis.grid(visible=False, axis="y")
-    axis.spines["left"].set_visible(False)
-    axis.set_yticks([])
-    axis.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))  # more labels of this width touch each other
-    axis.set_ylim(bottom, -0.6)
-    better = "right" if metric.higher_is_better else "left"
-    axis.set_xlabel(f"{_wrapped(what, 34)},\n{_wrapped(f'{fmt.with_unit(metric)}; better to the {better}', 34)}")
-
-
-def _wrapped(text: str, width: int) -> str:
-    """A title in at most three lines of ``width`` characters."""
-    return "\n".join(textwrap.wrap(clean(text), width, max_lines=3, placeholder=" \u2026"))
-
-
-def _row_label(axis: Axes, y: float, name: str, numbers: str) -> None:
-    """A name with its numbers below, left of the axis."""
-    place = axis.get_yaxis_transform()
-    axis.text(-0.03, y - 0.05, name, transform=place, ha="right", va="bottom", fontsize=10.5)
-    axis.text(-0.03, y + 0.03, numbers, transform=place, ha="right", va="top", fontsize=9.5, color=MUTED)
-
-
-def draw_over_datasets(found: OverDatasets, metric: Metric) -> Figure:
-    """The difference on each data set, and over all of them with its 95 % interval."""
-    by = fmt.factor(metric)
-    figure = new_figure(5.2, 1.8 + 0.34 * len(found.differences))
-    axis = figure.subplots()
-    axis.axvline(0, color=MUTED, linewidth=1)
-    labels, place = unique_labels(list(found.differences), 30), axis.get_yaxis_transform()
-    for y, (dataset, value) in enumerate(found.differences.items()):
-        axis.plot([by * value], [y], "o", color=MUTED, markersize=5)
-        axis.text(-0.03, y, labels[dataset], transform=place, ha="right", va="center", fontsize=9.5)
-    last, interval = len(found.differences) + 0.3, found.interval
-    bars = {"new data set, 95 %": (found.prediction, 1.2), "mean, 95 %": ((interval.low, interval.high), 3.4)}
-    for label, (ends, width) in bars.items():
-        axis.plot([by * end for end in ends], [last, last], color=BLUE, linewidth=width, label=label)
-    axis.plot([by * interval.mean], [last], "D", color=BLUE, markersize=7)
-    figure.legend(loc="outside lower right", ncols=2, frameon=False)
-    _row_label(axis, last, "across data sets", fmt.estimate(metric, interval))
-    _finish_rows(axis, last + 0.7, f"{found.candidate} minus {found.reference}", metric)
-    return figure
-
-
-def draw_heat_map(factorial: Factorial, metric: Metric, scale: tuple[float, float], where: str = "") -> Figure:
-    """Mean scores by two factors, each cell with its number; a cell without runs is empty.
-
-    scale: scores of the darkest and the brightest cell (the other way round where lower is better); where: the block.
-    """
-    # Levels at which other factors are held follow the name of the column factor.
-    column_factor, _, fixed = factorial.column_factor.partition(", ")
-    rows, columns = (list(unique_labels(levels, 20).values()) for levels in (factorial.rows, factorial.columns))
-    # Brighter is better, also for metrics where lower is better.
-    colours = colormaps["cividis" if metric.higher_is_better else "cividis_r"]
-    norm = Normalize(scale[0], scale[1] if scale[1] > scale[0] else scale[0] + 1)
-    cells = {
-        place: (fmt.score(metric, mean), None if math.isnan(mean) else colours(norm(mean))[:3])
-        for place, mean in np.ndenumerate(np.array(factorial.means, dtype=float))
-    }
-    title = f"mean {fmt.with_unit(metric)}, brighter is better"
-    about = "; ".join(part for part in (where, fixed) if part)
-    figure = draw_cells(rows, columns, cells, title, about)
-    figure.axes[0].set(xlabel=_wrapped(column_factor, 30), ylabel=_wrapped(factorial.row_factor, 20))
-    return figure
-
-
-def draw_cells(
-    rows: Sequence[str], columns: Sequence[str], cells: Mapping[Any, tuple[str, Any]], title: str, about: str
-) -> Figure:
-    """A table of coloured cells. cells: (row, column) -> text, and colour (red, green, blue) or None."""
-    n_rows, n_columns = len(rows), len(columns)
-    width = max(4.2, 1.9 + 0.72 * n_columns)
-    title = "\n".join(_wrapped(text, round(11 * width)) for text in (title, about) if text)
-    lines = max(row.count("\n") + 1 for row in rows)
-    figure = new_figure(width, 1.5 + 0.17 * title.count("\n") + (0.3 + 0.16 * lines) * n_rows)
-    axis = figure.subplots()
-    for (i, j), (text, colour) in cells.items():
-        ink = MUTED
-        if colour is not None:
-            axis.add_patch(Rectangle((j, i), 1, 1, facecolor=colour, edgecolor=MUTED, linewidth=0.4))
-            red, green, blue = colour
-            ink = "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "#111111"
-        axis.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=ink, fontsize=9)
-    turned = n_columns > 4 or any(len(column) > 9 for column in columns)
-    how: Any = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if turned else {}
-    axis.set_xticks(np.arange(n_columns) + 0.5, columns, **how)
-    axis.set_yticks(np.arange(n_rows) + 0.5, rows)
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    axis.set(xlim=(0, n_columns), ylim=(n_rows, 0))
-    figure.suptitle(title, x=0.02, ha="left", fontsize=10.5, fontweight="bold")
-    return figure
-
-
-def draw_images(comparison: Comparison, metric: Metric) -> tuple[Figure, Figure]:
-    """Each image (or group), means over seeds: score of the candidate against score of the reference; and difference
-    against the mean of both, with the mean difference and its interval."""
-    assert comparison.reference_N is not None
-    assert comparison.candidate_N is not None
-    by, unit, interval = fmt.factor(metric), comparison.unit, comparison.deciding
-    x, y = comparison.reference_N * by, comparison.candidate_N * by
-    points = {"color": BLUE, "markersize": 4.5, "alpha": 0.7, "mew": 0, "rasterized": len(x) > MAX_VECTORS}
-    scatter, difference_plot = new_figure(3.4, 3.3), new_figure(3.4, 3.3)
-    axis = scatter.subplots()
-    ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-    axis.plot(ends, ends, color=MUTED, linewidth=1, linestyle="--")
-    axis.plot(x, y, "o", **points)
-    axis.set_aspect("equal", adjustable="datalim")
-    tidy(axis)
-    x_label = _wrapped(f"{comparison.reference}, {fmt.with_unit(metric)}", 24)
-    axis.set(title=f"each {unit},\nmeans over seeds", xlabel=x_label, ylabel=_wrapped(comparison.candidate, 28))
-    axis = difference_plot.subplots()
-    axis.axhline(0, color=MUTED, linewidth=1, linestyle="--")
-    if not math.isnan(interval.low):
-        axis.axhspan(by * interval.low, by * interval.high, color=VERMILION, alpha=0.2, linewidth=0)
-    axis.axhline(by * interval.mean, color=VERMILION, linewidth=1.6)
-    axis.plot((x + y) / 2, y - x, "o", **points)
-    tidy(axis)
-    x_label, y_label = f"mean of both, {fmt.with_unit(metric)}", f"{comparison.candidate} minus reference"
-    axis.set(title=f"difference of each {unit}", xlabel=_wrapped(x_label, 24), ylabel=_wrapped(y_label, 28))
-    return scatter, difference_plot
-
-
-def draw_panel(shown: Panel, looks: Looks) -> Figure:
-    """The curves or points of a secondary analysis with their bands, at most `MAX_LINES`. shown: as of `in_points`."""
-    curves = shown.curves[:MAX_LINES]
-    labels = unique_labels([curve.arm for curve in curves], 44)
-    lines = max((label.count("\n") + 1 for label in labels.values()), default=1)
-    widest = max((len(line) for label in labels.values() for line in label.splitlines()), default=0)
-    columns = 3 if widest <= 12 else 2 if widest <= 22 else 1
-    title = _wrapped(shown.title, 34)
-    entries = len(curves) + (shown.guide is not None)
-    figure = new_figure(4.3, 3.2 + 0.2 * lines * math.ceil(entries / columns) + 0.2 * title.count("\n"))
-    axis = figure.subplots()
-    if shown.diagonal:
-        axis.axline((0, 0), slope=1, color=MUTED, linewidth=1, linestyle="--")
-        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    if shown.guide is not None:
-        axis.plot(shown.guide.x, shown.guide.y, color=MUTED, linewidth=1.2, label=shown.guide.arm)
-    dense = sum(len(curve.x) for curve in curves) > MAX_VECTORS
-    for n, curve in enumerate(curves):
-        colour, style = looks.get(curve.arm, look(n))
-        label = labels[curve.arm]
-        marker = MARKERS[STYLES.index(style) * 2 % len(MARKERS)]
-        # matplotlib leaves labels that begin with an underscore out of a legend.
-        label = f"\u200b{label}" if label.startswith("_") else label
-        # A line through a single point is invisible.
-        if shown.kind == "points" or len(curve.x) == 1:
-            how = {"color": colour, "markersize": 6, "alpha": 0.75, "mew": 0, "rasterized": dense}
-            axis.plot(curve.x, curve.y, marker, label=label, **how)
-            if curve.low:
-                axis.vlines(curve.x, curve.low, curve.high, color=colour, linewidth=1.2, alpha=0.75)
-            continue
-        # There are fewer colours than arms; markers help where line styles alone tell arms apart.
-        marked = {"marker": marker, "markersize": 4.5, "markevery": max(1, len(curve.x) // 6)}
-        again = marked if style != STYLES[0] else {}
-        axis.plot(curve.x, curve.y, style, color=colour, linewidth=1.7, label=label, **again)
-        if curve.low:
-            axis.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.16, linewidth=0)
-    _scale_x(axis, shown.log_x, [v for curve in curves for v in curve.x])
-    if shown.log_y:
-        _log(axis, "y", [v for curve in curves for v in curve.y])
-    elif shown.name == "ranking":
-        axis.locator_params(axis="y", integer=True)  # there is no rank 1.25
-    if cut_off(shown):
-        axis.set_ylim(bottom=shown.y_from)
-    # Where all values are 0, an axis begins at 0: none of these values can be negative.
-    if curves and not any(value for curve in curves for value in curve.x):
-        axis.set_xlim(-0.002, 0.1)
-    if curves and not any(value for curve in curves for value in (*curve.y, *curve.low, *curve.high)):
-        axis.set_ylim(-0.002, 0.1)
-    tidy(axis)
-    axis.set(title=title, xlabel=_wrapped(shown.x_label, 38), ylabel=_wrapped(shown.y_label, 30))
-    if curves:
-        figure.legend(loc="outside lower left", ncols=columns, frameon=False, handlelength=1.6, columnspacing=1.2)
-    return figure
-
-
-def in_points(shown: Panel) -> Panel:
-    """The panel with values in points where they are printed so, as in every table."""
-    x, y = (100 if points else 1 for points in (shown.x_points, shown.y_points))
-
-    def scaled(curve: Curve) -> Curve:
-        places = tuple(x * value for value in curve.x)
-        values, low, high = (tuple(y * value for value in part) for part in (curve.y, curve.low, curve.high))
-        return replace(curve, x=places, y=values, low=low, high=high)
-
-    return replace(
-        shown,
-        x_label=shown.x_label + " (points)" * shown.x_points,
-        y_label=shown.y_label + " (points)" * shown.y_points,
-        curves=tuple(scaled(curve) for curve in shown.curves),
-        guide=scaled(shown.guide) if shown.guide else None,
-        y_from=y * shown.y_from,
-    )
-
-
-def cut_off(shown: Panel) -> bool:
-    """Whether values lie below the lowest one that is drawn."""
-    return any(value < shown.y_from for curve in shown.curves for value in (*curve.y, *curve.low))
-
-
-def _scale_x(axis: Axes, log: bool, values: Sequence[float]) -> None:
-    """Logarithmic, or with whole ticks where all values are whole: there is no epoch 1.25."""
-    if log:
-        _log(axis, "x", values)
-    elif any(values) and all(float(value).is_integer() for value in values):
-        axis.locator_params(axis="x", integer=True)
-        if len(set(values)) == 1:
-            axis.set(xlim=(values[0] - 1, values[0] + 1), xticks=values[:1])
-
-
-def _log(axis: Axes, which: str, values: Sequence[float]) -> None:
-    """A logarithmic axis with plain numbers; linear where no value is above 0, or all are equal."""
-    held = [value for value in values if value > 0]
-    if not held or min(held) == max(held):
-        return
-    axis.set(**{f"{which}scale": "log"})
-    numbered, ratio = axis.xaxis if which == "x" else axis.yaxis, max(held) / min(held)
-    # Over one or two decades, powers of ten alone are too few ticks.
-    ticks = MaxNLocator(4) if ratio < 10 else LogLocator(subs=(1, 2, 5) if ratio < 100 else (1,))
-    numbered.set_major_locator(ticks)
-    numbered.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    numbered.set_minor_formatter(NullFormatter())
-
-
-def draw_ranks(found: Ranks) -> Figure:
-    """Critical-difference diagram: mean ranks over data sets, 1 is best; bars join arms that do not differ."""
-    import pandas as pd
-    from scikit_posthocs import critical_difference_diagram
-
-    # The library takes equal names for one arm.
-    names = list(unique_labels(list(found.ranks), 24).values())
-    figure = new_figure(5.2, 1.4 + 0.28 * len(names) * max(name.count("\n") + 1 for name in names))
-    axis = figure.subplots()
-    critical_difference_diagram(
-        pd.Series(list(found.ranks.values()), index=names),
-        pd.DataFrame(found.p, index=names, columns=names),
-        ax=axis,
-        label_props={"fontsize": 9.5},
-        elbow_props={"color": TEXT, "linewidth": 1.2},
-        marker_props={"color": BLUE},
-        crossbar_props={"color": VERMILION, "linewidth": 3},
-    )
-    return figure

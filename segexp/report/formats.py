@@ -12,7 +12,7 @@ from typing import Any
 
 from segexp.compare.claims import ClaimResult
 from segexp.compare.datasets import across_alone
-from segexp.compare.formatting import MINUS, NOTHING, amount, limits, p_value
+from segexp.compare.formatting import MINUS, NOTHING, amount, design, limits, p_value
 from segexp.compare.result import ALPHA, NO_CLASS, Answer, Block, Comparison, Metric, OverDatasets, Result
 from segexp.records.formatting import csv_table, markdown_table, pairs, pluralize, text_table
 from segexp.report import tables
@@ -485,15 +485,9 @@ def _claim_row(result: ClaimResult) -> dict[str, Any]:
 def _claim_sizes(result: ClaimResult) -> str:
     """5 seeds x 60 images, 1 seed x 5 folds x 60 images, or 8 data sets."""
     found = result.found
-    if not isinstance(found, Comparison):
-        return pluralize(len(found.differences) if found else 0, "data set")
-    parts = [pluralize(found.n_seeds, "seed")]
-    parts += [pluralize(n, what) for n, what in _parts_of(found) if n]
-    return " x ".join(parts)
-
-
-def _parts_of(found: Comparison) -> tuple[tuple[int, str], ...]:
-    return (found.n_splits, "split"), (found.n_folds, "fold"), (found.n_groups or found.n_images, found.unit)
+    if isinstance(found, Comparison):
+        return design(found)
+    return pluralize(len(found.differences) if found else 0, "data set")
 
 
 def _claim_entry(result: ClaimResult) -> dict[str, Any]:

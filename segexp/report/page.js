@@ -49,5 +49,72 @@ for (const input of document.querySelectorAll("input[data-filter]")) {
   input.parentNode.hidden = false;
   filter();
 }
+// The numbers of a figure: those of the place nearest to the pointer, or of the focused one (arrow keys move on).
+const tip = document.createElement("div");
+tip.id = "tip";
+tip.hidden = true;
+document.body.append(tip);
+let shown = null;
+function show(mark) {
+  if (shown) shown.classList.remove("on");
+  shown = mark;
+  tip.hidden = !mark;
+  if (!mark) return;
+  mark.classList.add("on");
+  tip.textContent = mark.getAttribute("aria-label");
+  const at = mark.getBoundingClientRect(), box = tip.getBoundingClientRect(), page = document.documentElement;
+  const left = Math.min(Math.max((at.left + at.right - box.width) / 2, 8), page.clientWidth - box.width - 8);
+  const above = at.top - box.height - 8;
+  tip.style.left = `${Math.max(left, 0) + scrollX}px`;
+  tip.style.top = `${(above < 0 ? at.bottom + 8 : above) + scrollY}px`;
+}
+function nearest(marks, event) {
+  let found = null, least = 24;
+  for (const mark of marks) {
+    const box = mark.getBoundingClientRect(), {clientX: x, clientY: y} = event;
+    const away = Math.hypot(Math.max(box.left - x, 0, x - box.right), Math.max(box.top - y, 0, y - box.bottom));
+    const distance = away + Math.hypot(x - (box.left + box.right) / 2, y - (box.top + box.bottom) / 2) / 1000;
+    if (distance < least) [found, least] = [mark, distance];
+  }
+  return found;
+}
+for (const group of document.querySelectorAll(".tips:not(:empty)")) {
+  const marks = Array.from(group.children), svg = group.ownerSVGElement;
+  let held = null;
+  svg.setAttribute("role", "group");
+  marks.forEach((mark, n) => {
+    const title = mark.querySelector("title");
+    mark.setAttribute("aria-label", title.textContent);
+    title.remove();
+    if (mark.tagName !== "a") mark.setAttribute("role", "img");
+    mark.setAttribute("tabindex", n ? -1 : 0);
+    mark.addEventListener("focus", () => show(mark));
+    mark.addEventListener("blur", () => show(null));
+  });
+  svg.addEventListener("pointermove", event => { if (event.pointerType === "mouse") show(nearest(marks, event)); });
+  svg.addEventListener("pointerleave", event => { if (event.pointerType === "mouse") show(null); });
+  svg.addEventListener("pointerdown", () => { held = shown; });
+  svg.addEventListener("click", event => {
+    const mark = event.detail ? nearest(marks, event) : event.target.closest(".tips > *");
+    event.preventDefault();
+    // The first tap shows the numbers, the second one leads to the sample.
+    if (mark && mark.tagName === "a" && (event.pointerType !== "touch" || mark === held)) {
+      location.hash = mark.getAttribute("href");
+    } else if (mark) {
+      mark.focus();
+      show(mark);
+    }
+  });
+  svg.addEventListener("keydown", event => {
+    const by = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];
+    const next = marks[marks.indexOf(event.target) + by];
+    if (event.key === "Escape") show(null);
+    if (!next) return;
+    event.preventDefault();
+    event.target.setAttribute("tabindex", -1);
+    next.setAttribute("tabindex", 0);
+    next.focus();
+  });
+}
 // What is folded on the screen is printed nevertheless.
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(d => { d.open = true; }));

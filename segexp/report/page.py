@@ -8,9 +8,7 @@ import base64
 import hashlib
 import itertools
 import os
-import re
-import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -20,8 +18,6 @@ from urllib.parse import quote
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 import segexp
 from segexp.compare.formatting import amount, difference, in_unit, limits, score, with_unit
@@ -30,11 +26,13 @@ from segexp.compare.result import METRICS, Answer, Block, Metric, Result, Verdic
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy
 from segexp.records import read_run, write_atomic
-from segexp.records.formatting import BLACK, BLUE, METADATA, STYLES, image_bytes, size, terms_of
+from segexp.records.formatting import METADATA, STYLES, image_bytes, size, terms_of
 from segexp.records.runs import shown_state
 from segexp.report import figures, formats, tables
-from segexp.report.figures import GRID, MUTED, TEXT, Drawing, Pairs, looks_of, styled
-from segexp.report.samples import Samples, samples_of
+from segexp.report.drawing import Looks, looks_of, styled
+from segexp.report.figures import Drawing, Pairs
+from segexp.report.samples import Samples, case_of, samples_of
+from segexp.report.svg import INK, inline_svg
 from segexp.report.tables import Table, clean, folders_of, notes_of, only_names, scope
 
 MARK = '<meta name="generator" content="segexp report">'
@@ -171,7 +169,7 @@ def _chapter(block: Block, metric: Metric, name: str, scale: tuple[float, float]
     )
 
 
-def _looks(result: Result) -> figures.Looks:
+def _looks(result: Result) -> Looks:
     """Colour and line style of every arm. References come first, so that they look alike in all blocks."""
     arms: list[str] = []
     for block in result.blocks:
@@ -198,7 +196,8 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         lstrip_blocks=True,
     )
     looks = _looks(result)
-    shown = _svgs(contents.drawings())
+    samples = _samples(contents)
+    shown = _svgs(contents.drawings(), _anchors(contents, samples))
     counts = result.provenance.get("runs")
     states = {"runs": {shown_state(state): n for state, n in counts.items()}} if isinstance(counts, dict) else {}
     filters: dict[str, Any] = {
@@ -218,7 +217,7 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         contents=contents,
         empty_masks=formats.empty_masks(result),
         over_all={table.name: table for table in contents.over_all},
-        samples=_samples(contents),
+        samples=samples,
         result=result,
         unit=with_unit(result.metric),
         difference="difference" if result.others else in_unit(result.metric, "difference"),
@@ -239,12 +238,22 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
     return text, linked
 
 
-def _svgs(found: Sequence[Drawing]) -> dict[str, Markup]:
+def _anchors(contents: Contents, samples: Sequence[Samples]) -> dict[str, dict[str, str]]:
+    """Figure -> image -> id of its sample prediction; a volume has that of its slice."""
+    anchors: dict[str, dict[str, str]] = {}
+    for chapter, shown in list(zip(contents.chapters, samples, strict=True))[: len(contents.result.blocks)]:
+        ids = {s.image_id: f"{chapter.id}-sample-{n}" for n, s in enumerate(shown.samples, start=1)}
+        ids |= {case_of(image_id): at for image_id, at in ids.items()}
+        anchors |= {drawing.name: ids for _, pair in chapter.images for drawing in pair}
+    return anchors
+
+
+def _svgs(found: Sequence[Drawing], anchors: Mapping[str, Mapping[str, str]]) -> dict[str, Markup]:
     """Figures by name, as many of the first ones as a page has room for."""
     shown: dict[str, Markup] = {}
     room = MAX_FIGURES
     for drawing in found:
-        svg = inline_svg(drawing.figure, drawing.name, clean(drawing.alt))
+        svg = inline_svg(drawing, anchors.get(drawing.name))
         room -= len(svg.encode("utf-8"))
         if room < 0:
             break
@@ -327,73 +336,6 @@ def _downloads(result: Result, beside: str) -> tuple[list[dict[str, Any]], dict[
             href, linked[name] = f"{beside}/{name}", text
         downloads.append({"name": name, "what": what, "size": size(len(data)), "href": href, "embedded": embedded})
     return downloads, linked
-
-
-INK = {
-    TEXT: "currentColor",
-    BLACK: "currentColor",
-    MUTED: "var(--muted)",
-    GRID: "var(--grid)",
-    BLUE.lower(): "var(--blue)",
-}
-"""Colours of figures that follow the light or dark page."""
-
-_LONG_NUMBER = re.compile(r"(\.\d)\d+")
-
-
-def inline_svg(figure: Figure, name: str, label: str) -> str:
-    """``figure`` as an <svg> element for HTML. name: unique on the page, for the figure's ids (clips, markers); label:
-    its description."""
-    with styled(), rc_context({"svg.hashsalt": name}):
-        written = image_bytes(figure, "svg", transparent=True)
-    root = ET.fromstring(written)
-    for parent in root.iter():
-        for child in list(parent):
-            if child.tag.endswith(("}metadata", "}style")):
-                parent.remove(child)
-    for element in root.iter():
-        _adapt(element)
-    for group in root.iter("g"):
-        _share_style(group)
-    width = float(root.attrib.pop("width").removesuffix("pt"))
-    root.attrib.pop("height")
-    root.attrib.pop("version", None)
-    root.attrib |= {"role": "img", "aria-label": label, "style": f"max-width:{1.45 * width:.0f}px"}
-    return ET.tostring(root, encoding="unicode")
-
-
-def _share_style(group: ET.Element) -> None:
-    """Move a style that all points of a scatter have to their group."""
-    kinds = {(child.tag, child.attrib.get("style")) for child in group}
-    if len(group) > 2 and len(kinds) == 1 and group[0].tag == "use" and "style" not in group.attrib:
-        for child in group:
-            group.attrib["style"] = child.attrib.pop("style", "")
-
-
-def _adapt(element: ET.Element) -> None:
-    """Remove namespaces, ids of groups and decimals that no screen shows; use colours and font of the page."""
-    element.tag = element.tag.partition("}")[2]
-    for key, value in list(element.attrib.items()):
-        if key.startswith("{"):
-            del element.attrib[key]
-            element.attrib[key.partition("}")[2]] = value
-    if element.tag == "g":
-        element.attrib.pop("id", None)
-    for key in ("d", "x", "y"):
-        if key in element.attrib:
-            element.attrib[key] = _LONG_NUMBER.sub(r"\1", " ".join(element.attrib[key].split()))
-    style = element.attrib.get("style", "")
-    for colour, variable in INK.items():
-        style = style.replace(colour, variable)
-    if element.tag == "text":
-        style = re.sub(r"'[^;]*?sans-serif", "var(--font)", style)
-        if element.attrib.get("transform", "").startswith("rotate(-0 "):
-            del element.attrib["transform"]
-    if style:
-        element.attrib["style"] = style
-    if element.text is not None and element.tag != "text":
-        element.text = None
-    element.tail = None
 
 
 # Files

@@ -113,7 +113,7 @@ def samples_of(
     classes = tuple(_look(runs[0].config, c, several) for c in range(1, several + 1))
     of_cases = runs[0].config.get("metrics.unit") == "case"
     if of_cases:  # a slice of each volume
-        shared = list({_case(image_id): image_id for image_id in sorted(shared)}.values())
+        shared = list({case_of(image_id): image_id for image_id in sorted(shared)}.values())
     samples, problems = [], []
     for title, image_id in _chosen(runs, sorted(shared)).items():
         try:
@@ -149,12 +149,12 @@ def _run(arm: str, directory: Path, policy: EmptyPolicy) -> _Run:
         config = {}
     dice = _dice(directory / "images.csv", policy)
     if config.get("metrics.unit") == "case":
-        of_case = {image_id: dice.get(_case(image_id), math.nan) for image_id in images}
+        of_case = {image_id: dice.get(case_of(image_id), math.nan) for image_id in images}
         dice = {image_id: value for image_id, value in of_case.items() if not math.isnan(value)} | dice
     return _Run(arm, images, references, maps, dice, config)
 
 
-def _case(image_id: str) -> str:
+def case_of(image_id: str) -> str:
     """The volume of a slice CASE_z000, whose score the slice has."""
     return image_id.rpartition("_z")[0]
 

@@ -19,7 +19,8 @@ from segexp.compare.result import METRICS, Result
 from segexp.compare.statistics import holm, two_way
 from segexp.compare.verdict import SELECTED, compare
 from segexp.errors import UsageError
-from segexp.report.figures import forest, styled
+from segexp.report.drawing import styled
+from segexp.report.figures import forest
 from segexp.report.formats import how_to_read
 from segexp.report.tables import of_block
 

@@ -28,8 +28,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for n, arm in enumerate(DICE):
         make_pictures(folder / arm, {f"image_{k}": 0.5 + 0.06 * k for k in range(8)}, seed=n)
     block = make_block(DICE, "sigmoid", {arm: [str(folder / arm)] for arm in DICE}, loss="dice")
+    named = (*(f"image_{k}" for k in range(8)), *block.comparisons[0].units[8:])
     block = replace(
         block,
+        comparisons=tuple(replace(found, units=named) for found in block.comparisons),
         ranking=tuple(make_arm(arm, DICE[arm], 1, [str(folder / arm)]) for arm in sorted(DICE, key=DICE.__getitem__)),
         factorials=(make_factorial(("sigmoid", "arctan", "normal_cdf"), ("dice", "ce")),),
     )
@@ -88,6 +90,57 @@ def test_figures_and_pictures_are_there(page: "Page") -> None:
         }).map(text => text.textContent);
     })"""
     assert page.locator("figure svg").evaluate_all(outside) == []
+
+
+@pytest.mark.parametrize("page", [{}, {"viewport": {"width": 390, "height": 844}}], indirect=True)
+def test_numbers_are_shown_on_focus_and_arrow_keys_move_on(page: "Page") -> None:
+    tip, figure = page.locator("#tip"), page.locator("figure svg[aria-label^=Scatter]").first
+    assert tip.is_hidden()
+    figure.locator("[tabindex='0']").focus()
+    first = tip.inner_text()
+    assert "difference" in first
+    page.keyboard.press("ArrowRight")
+    assert tip.inner_text() != first
+    box, width = tip.bounding_box(), page.evaluate("document.documentElement.clientWidth")
+    assert box is not None
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= width
+    page.keyboard.press("Escape")
+    assert tip.is_hidden()
+    assert figure.locator("[tabindex='0']").count() == 1
+
+
+def test_numbers_are_shown_near_the_pointer(page: "Page") -> None:
+    cell = page.locator("figure svg[aria-label^='Heat map'] .tips rect").first
+    cell.hover()
+    assert "5 seeds" in page.locator("#tip").inner_text()
+    page.mouse.move(1, 1)
+    assert page.locator("#tip").is_hidden()
+
+
+SAMPLES_DRAWN = "figure svg .tips a"
+
+
+def test_a_point_leads_to_its_sample(page: "Page") -> None:
+    link = page.locator(SAMPLES_DRAWN).first
+    link.focus()
+    assert "select for its sample prediction" in page.locator("#tip").inner_text()
+    page.keyboard.press("Enter")
+    target = link.get_attribute("href") or ""
+    assert page.evaluate("location.hash") == target
+    box = page.locator(target).bounding_box()
+    assert box is not None
+    assert 0 <= box["y"] < 900
+
+
+@pytest.mark.parametrize("page", [{"has_touch": True, "viewport": {"width": 390, "height": 844}}], indirect=True)
+def test_the_first_tap_shows_the_numbers_and_the_second_leads_to_the_sample(page: "Page") -> None:
+    link = page.locator(SAMPLES_DRAWN).first
+    link.tap(force=True)
+    assert page.locator("#tip").is_visible()
+    assert page.evaluate("location.hash") == ""
+    link.tap(force=True)
+    assert page.evaluate("location.hash") == link.get_attribute("href")
 
 
 def test_runs_are_sorted_by_keyboard(page: "Page") -> None:

@@ -30,11 +30,12 @@ from messages import mentions
 
 from segexp.compare.result import METRICS, Answer, Block, Curve, Method, Panel, Result, Unscored, Verdict
 from segexp.errors import UsageError
-from segexp.report import figures
-from segexp.report.figures import looks_of, styled
+from segexp.report import drawing, figures
+from segexp.report.drawing import looks_of, styled
 from segexp.report.formats import how_to_read
 from segexp.report.page import Contents, arrange, page_of, write_figures, write_page, write_tables
 from segexp.report.samples import Samples, samples_of
+from segexp.report.svg import inline_svg
 
 HOSTILE = "<script>alert(1)</script>"
 QUOTED = '"><img src=x onerror=alert(1)>'
@@ -181,6 +182,49 @@ def test_every_figure_says_what_it_shows_and_ids_are_unique_and_exist(usual: Pag
         wanted += [value[1:] for key, value in attributes.items() if key in ("href", "xlink:href") and value[0] == "#"]
         wanted += [name for value in attributes.values() for name in re.findall(r"url\(#(\w+)\)", value)]
         assert set(wanted) <= set(ids), tag
+
+
+def titles(text: str, drawn: str) -> list[str]:
+    """The numbers of the places of the figure whose description begins with ``drawn``."""
+    (svg,) = re.findall(rf'<svg[^>]*aria-label="{drawn}.*?</svg>', text, re.DOTALL)
+    return re.findall(r"<title>(.*?)</title>", svg)
+
+
+def test_places_of_figures_have_their_numbers(usual: Page) -> None:
+    numbers = "+1.00 [\u22120.12, +2.12] points, inconclusive, Holm-adjusted p 0.600, 5 seeds x 60 images"
+    assert titles(usual.text, "Forest")[0] == f"arctan \u2212 sigmoid: {numbers}"
+    assert titles(usual.text, "Mean Dice")[0] == "arctan: mean (points) 82.00 [79.20, 84.80], 5 seeds"
+    assert mentions(titles(usual.text, "Heat map")[1], "sigmoid with ce", "5 seeds")
+    assert titles(usual.text, "Scatter of arctan")[0].endswith("no sample prediction here")
+    assert len(titles(usual.text, "Scatter of arctan")) == len(titles(usual.text, "Differences of arctan")) == 60
+    assert mentions(titles(usual.text, "validation Dice")[-1], "normal_cdf", "epoch 40")
+    assert titles(usual.text, "Critical")[0] == "arctan: mean rank 1.4"
+    assert mentions(titles(usual.text, "arctan minus sigmoid")[-1], "across data sets", "0.400")
+
+
+def test_places_lie_where_they_are_drawn() -> None:
+    """Circles of a scatter are where matplotlib draws its points; what an axis cuts off has no place."""
+    curve = Curve("a", (1.0, 2.0, 3.0), (0.1, 0.8, 0.84))
+    panel = Panel("x", "X", "epoch", "Dice", (curve,), "points", log_x=True, y_points=True, y_from=0.7)
+    with styled():
+        (drawn,) = figures.of_answer(Answer("q", "Q", (), (panel,)), {}, "x")
+    text = inline_svg(drawn)
+    points = [(float(x), float(y)) for x, y in re.findall(r'<use [^>]*?x="([\d.]+)" y="([\d.]+)"', text)]
+    boxes = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="10.0" height="10.0"><title>', text)
+    assert len(boxes) == 2
+    for x, y in boxes:
+        assert min(math.dist((float(x) + 5, float(y) + 5), point) for point in points) < 0.3
+
+
+def test_many_images_have_the_numbers_of_those_that_differ_most() -> None:
+    found = make_comparison("a", "b", 0.01, n_images=900)
+    tips, _ = figures.image_tips(found, DICE)
+    assert found.candidate_N is not None
+    assert found.reference_N is not None
+    away = dict(zip(found.units, np.abs(found.candidate_N - found.reference_N - 0.01), strict=True))
+    kept = {tip.image for tip in tips}
+    assert len(kept) == len(tips) == figures.MAX_TIPS
+    assert min(away[name] for name in kept) >= max(value for name, value in away.items() if name not in kept)
 
 
 def test_verdicts_points_warnings_and_provenance_are_shown(usual: Page) -> None:
@@ -356,13 +400,13 @@ def test_texts_stay_within_their_figures() -> None:
     where = "lesions, loss=dice, trainer.epochs=40, dataset.image_size=256"
     with styled():
         drawn = [
-            figures.draw_forest(block.comparisons, DICE),
-            figures.draw_forest((*block.comparisons, several), DICE),
-            figures.draw_heat_map(factorial, DICE, (0.8, 0.9), where),
-            *figures.draw_images(several, DICE),
-            figures.draw_over_datasets(make_result().over_datasets[0], DICE),
-            figures.draw_panel(panel, {}),
-            figures.draw_panel(replace(panel, curves=tuple(Curve(a, (0, 1), (0.1, 1)) for a in LONG)), {}),
+            drawing.draw_forest(block.comparisons, DICE),
+            drawing.draw_forest((*block.comparisons, several), DICE),
+            drawing.draw_heat_map(factorial, DICE, (0.8, 0.9), where),
+            *drawing.draw_images(several, DICE),
+            drawing.draw_over_datasets(make_result().over_datasets[0], DICE),
+            drawing.draw_panel(panel, {}),
+            drawing.draw_panel(replace(panel, curves=tuple(Curve(a, (0, 1), (0.1, 1)) for a in LONG)), {}),
         ]
         for figure in drawn:
             figure.draw_without_rendering()
@@ -440,7 +484,7 @@ def test_pairs_without_a_test_are_counted_below_the_forest() -> None:
 
 def drawn_axis(panel: Panel) -> Any:
     with styled():
-        (axis,) = figures.draw_panel(figures.in_points(panel), {}).axes
+        (axis,) = drawing.draw_panel(drawing.in_points(panel), {}).axes
     return axis
 
 
@@ -513,7 +557,7 @@ def test_arms_of_one_colour_are_told_apart_by_markers() -> None:
     arms = [f"arm {n}" for n in range(12)]
     curves = tuple(Curve(arm, tuple(range(9)), tuple(range(9))) for arm in arms)
     with styled():
-        (axis,) = figures.draw_panel(Panel("x", "X", "x", "y", curves), looks_of(arms)).axes
+        (axis,) = drawing.draw_panel(Panel("x", "X", "x", "y", curves), looks_of(arms)).axes
     looks = [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in axis.get_lines()]
     assert len(set(looks)) == 12
     assert {marker for *_, marker in looks[:7]} == {"None"}
@@ -525,6 +569,6 @@ def test_arms_of_one_colour_are_told_apart_by_markers() -> None:
 
 def test_an_axis_of_one_epoch_has_one_tick():
     curve = Curve("a", (1.0,), (0.5,), (0.4,), (0.6,), (2.0,))
-    (axis,) = figures.draw_panel(Panel("val_dice", "Validation Dice", "epoch", "Dice", (curve,)), {}).axes
+    (axis,) = drawing.draw_panel(Panel("val_dice", "Validation Dice", "epoch", "Dice", (curve,)), {}).axes
     assert axis.get_xticks().tolist() == [1.0]
     assert axis.get_xlim() == (0.0, 2.0)

@@ -1,0 +1,111 @@
+"""A figure as an <svg> element of the page: in the colours and the font of the page, without what no screen shows."""
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib import rc_context
+
+from segexp.records.formatting import BLACK, BLUE, image_bytes
+from segexp.report.drawing import GRID, MUTED, TEXT, styled
+from segexp.report.figures import Drawing
+from segexp.report.tables import clean
+
+INK = {
+    TEXT: "currentColor",
+    BLACK: "currentColor",
+    MUTED: "var(--muted)",
+    GRID: "var(--grid)",
+    BLUE.lower(): "var(--blue)",
+}
+"""Colours of figures that follow the light or dark page."""
+
+POINTS_PER_INCH = 72
+
+NEAR = 5
+"""Points around a place that belong to it."""
+
+_LONG_NUMBER = re.compile(r"(\.\d)\d+")
+
+
+def inline_svg(drawing: Drawing, samples: Mapping[str, str] | None = None) -> str:
+    """A figure as an <svg> element for HTML. Its name is unique on the page, for its ids (clips, markers).
+
+    samples: image -> id of its sample prediction on the page; None where images have none at all.
+    """
+    with styled(), rc_context({"svg.hashsalt": drawing.name}):
+        written = image_bytes(drawing.figure, "svg", transparent=True)
+    root = ET.fromstring(written)
+    for parent in root.iter():
+        for child in list(parent):
+            if child.tag.endswith(("}metadata", "}style")):
+                parent.remove(child)
+    for element in root.iter():
+        _adapt(element)
+    for group in root.iter("g"):
+        _share_style(group)
+    width = float(root.attrib.pop("width").removesuffix("pt"))
+    root.attrib.pop("height")
+    root.attrib.pop("version", None)
+    label, style = clean(drawing.alt), f"max-width:{1.45 * width:.0f}px"
+    root.attrib |= {"role": "img", "aria-label": label, "style": style}
+    root.append(_tips(drawing, samples))
+    return ET.tostring(root, encoding="unicode")
+
+
+def _tips(drawing: Drawing, samples: Mapping[str, str] | None) -> ET.Element:
+    """The places of a figure with their numbers as titles, transparent above the drawing; those outside its axis are
+    left out."""
+    group, axis = ET.Element("g", {"class": "tips"}), drawing.figure.axes[0]
+    corners = [(tip.x, tip.y, tip.x + tip.width, tip.y + tip.height) for tip in drawing.tips]
+    ends_N22 = axis.transData.transform(np.array(corners).reshape(-1, 2)).reshape(-1, 2, 2)
+    height, by = drawing.figure.bbox.height, POINTS_PER_INCH / drawing.figure.dpi
+    for tip, ends_22 in zip(drawing.tips, ends_N22, strict=True):
+        if not axis.bbox.padded(1).contains(*ends_22.mean(axis=0)):
+            continue
+        (left, right), (top, bottom) = np.sort(ends_22[:, 0]) * by, np.sort(height - ends_22[:, 1]) * by
+        text, parent = tip.text, group
+        if tip.image and samples is not None:
+            text += "; select for its sample prediction" if tip.image in samples else "; no sample prediction here"
+            if tip.image in samples:
+                parent = ET.SubElement(group, "a", {"href": f"#{samples[tip.image]}"})
+        x, y = (0 if extent else NEAR for extent in (tip.width, tip.height))
+        box = {"x": left - x, "y": top - y, "width": right - left + 2 * x, "height": bottom - top + 2 * y}
+        mark = ET.SubElement(parent, "rect", {key: f"{value:.1f}" for key, value in box.items()})
+        ET.SubElement(mark, "title").text = clean(text)
+    return group
+
+
+def _share_style(group: ET.Element) -> None:
+    """Move a style that all points of a scatter have to their group."""
+    kinds = {(child.tag, child.attrib.get("style")) for child in group}
+    if len(group) > 2 and len(kinds) == 1 and group[0].tag == "use" and "style" not in group.attrib:
+        for child in group:
+            group.attrib["style"] = child.attrib.pop("style", "")
+
+
+def _adapt(element: ET.Element) -> None:
+    """Remove namespaces, ids of groups and decimals that no screen shows; use colours and font of the page."""
+    element.tag = element.tag.partition("}")[2]
+    for key, value in list(element.attrib.items()):
+        if key.startswith("{"):
+            del element.attrib[key]
+            element.attrib[key.partition("}")[2]] = value
+    if element.tag == "g":
+        element.attrib.pop("id", None)
+    for key in ("d", "x", "y"):
+        if key in element.attrib:
+            element.attrib[key] = _LONG_NUMBER.sub(r"\1", " ".join(element.attrib[key].split()))
+    style = element.attrib.get("style", "")
+    for colour, variable in INK.items():
+        style = style.replace(colour, variable)
+    if element.tag == "text":
+        style = re.sub(r"'[^;]*?sans-serif", "var(--font)", style)
+        if element.attrib.get("transform", "").startswith("rotate(-0 "):
+            del element.attrib["transform"]
+    if style:
+        element.attrib["style"] = style
+    if element.text is not None and element.tag != "text":
+        element.text = None
+    element.tail = None

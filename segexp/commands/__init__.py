@@ -31,6 +31,7 @@ COMMANDS = {
     "list": "list activations, losses, datasets, models, backbones, studies and more",
     "data": "check a data set, or write it as a folder; list or clear the cache of images that runs share",
     "evaluate": "score a finished run again: another split, threshold, resolution or data set",
+    "predict": "write the masks of new images with a finished run, or with the best arm of a study",
     "curves": "draw output or hidden activations and their gradients",
     "bench": "measure time and memory of hidden activations, relative to relu",
     "show": "summarise one run: settings, learning curves, scores, warnings",

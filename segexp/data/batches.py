@@ -6,6 +6,7 @@ pad: pixels are not resampled. Training uses a window of image_size (random in a
 scoring pads the whole image to the next multiple of the stride and removes the padding from the logits.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -79,20 +80,27 @@ class Normalisation:
 def make_reader(image_set: ImageSet, fit: InputGeometry) -> Read:
     """A function that reads sample i. Each is decoded and fitted once, see `segexp.data.store`."""
 
-    def fitted(pair: Pair) -> list[np.ndarray]:
-        native_HW = torch.from_numpy(pair.mask_HW)
-        image_CHW, mask_HW = _fitted(torch.from_numpy(ruled(pair.image_HWC, fit.rule)).permute(2, 0, 1), native_HW, fit)
-        return [one.numpy() for one in (image_CHW, mask_HW, *([native_HW] if mask_HW is not native_HW else []))]
-
     size = "native size" if fit.how == "pad" else f"{fit.size} px"
     rule = "" if fit.rule == AS_STORED else f", {fit.rule}"
-    arrays_of = images_of(image_set, size + rule, fitted)
+    arrays_of = images_of(image_set, size + rule, functools.partial(_arrays, fit=fit))
+    return lambda index: _sample(arrays_of(index))
 
-    def read(index: int) -> Sample:
-        image_CHW, mask_HW, *native_HW = map(torch.from_numpy, arrays_of(index))
-        return Sample(_unit_range(image_CHW), mask_HW, native_HW[0] if native_HW else mask_HW)
 
-    return read
+def sample_of(pair: Pair, fit: InputGeometry) -> Sample:
+    """The sample of a pair that belongs to no image set."""
+    return _sample(_arrays(pair, fit))
+
+
+def _arrays(pair: Pair, fit: InputGeometry) -> list[np.ndarray]:
+    """The image as it is kept, the mask, and its native mask where that is another."""
+    native_HW = torch.from_numpy(pair.mask_HW)
+    image_CHW, mask_HW = _fitted(torch.from_numpy(ruled(pair.image_HWC, fit.rule)).permute(2, 0, 1), native_HW, fit)
+    return [one.numpy() for one in (image_CHW, mask_HW, *([native_HW] if mask_HW is not native_HW else []))]
+
+
+def _sample(arrays: Sequence[np.ndarray]) -> Sample:
+    image_CHW, mask_HW, *native_HW = map(torch.from_numpy, arrays)
+    return Sample(_unit_range(image_CHW), mask_HW, native_HW[0] if native_HW else mask_HW)
 
 
 def _unit_range(image_CHW: torch.Tensor) -> torch.Tensor:

@@ -109,7 +109,7 @@ def channels_of(items: Iterable[Sequence[Path]], config: FilesConfig) -> int:
 
 
 def read_pair(item: Item, channels: int, coding: MaskCoding, config: FilesConfig) -> Pair:
-    """The pixels of an item's files. Raises ImageError."""
+    """The pixels of an item's files; of an item without masks, all are of class 0. Raises ImageError."""
     k = item.slice or 0
     if len(item.masks) > 1 and coding.name != "binary":
         raise ImageError(f"{item.masks[0]} and {item.masks[1]}: several masks of one image need mask_coding=binary")
@@ -138,7 +138,8 @@ def read_pair(item: Item, channels: int, coding: MaskCoding, config: FilesConfig
     of_images, of_masks = (tuple(source for _, source in files) for files in (images, masks))
     types = [pixels.dtype.name for pixels, _ in images]
     dtypes = "+".join(types) if len(set(types)) > 1 else ""
-    return Pair(image_HWC, _united([mask_HW for mask_HW, _ in masks]), of_images, of_masks, dtypes)
+    mask_HW = _united([mask_HW for mask_HW, _ in masks]) if masks else np.zeros((height, width), np.uint8)
+    return Pair(image_HWC, mask_HW, of_images, of_masks, dtypes)
 
 
 def _check_orientation(item: Item, sources: Sequence[Source], rule: str) -> None:

@@ -67,7 +67,7 @@ def save_example(folder: Path, image_id: str, image_HWC: np.ndarray, truth_HW: n
 
     <image>.png: 8-bit RGB, stretched to its range. <image>_reference.png: 8-bit class indices (255 ignored).
     """
-    _save_png(folder / f"{image_id}.png", np.round(_grey_or_colour(image_HWC) * 255).astype(np.uint8))
+    _save_png(folder / f"{image_id}.png", np.round(grey_or_colour(image_HWC) * 255).astype(np.uint8))
     _save_png(folder / f"{image_id}_reference.png", truth_HW.astype(np.uint8))
 
 
@@ -122,7 +122,7 @@ def draw_samples(
     figure = new_figure(11.2, height * len(examples) + 0.65 + 0.25 * -(-len(handles) // ncols), dpi=120)
     axes = figure.subplots(len(examples), 4, squeeze=False)
     for row, example in zip(axes, examples, strict=True):
-        image = _grey_or_colour(example.image_HWC)
+        image = grey_or_colour(example.image_HWC)
         overlays = (overlaid(image, plane, colors) for plane in (example.reference_HW, example.predicted_HW))
         for axis, picture in zip(row, (image, *overlays), strict=False):
             axis.imshow(picture, vmin=0, vmax=1, interpolation="nearest")
@@ -164,7 +164,7 @@ def draw_sheet(
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for row, (title, pictures) in zip(axes, rows, strict=True):
         for axis, (image_HWC, mask_HW) in zip(row, pictures, strict=False):
-            picture = _grey_or_colour(image_HWC)
+            picture = grey_or_colour(image_HWC)
             if mask_HW is not None:
                 picture = overlaid(picture, innermost(mask_HW) if overlapping else mask_HW, colors, opacity=0.3)
                 _outline(axis, planes_of(mask_HW, overlapping), colors)
@@ -227,11 +227,11 @@ def class_look(class_index: int, colors: Sequence[str] = ()) -> tuple[str, str]:
 
 
 def image_title(channels: int, names: Sequence[str] | None) -> str:
-    """The head above an image, with the channel that `_grey_or_colour` shows of several. names: of channels."""
+    """The head above an image, with the channel that `grey_or_colour` shows of several. names: of channels."""
     return "image" if channels in (1, 3) else f"image, channel {names[0] if names else 1}"
 
 
-def _grey_or_colour(image_HWC: np.ndarray) -> np.ndarray:
+def grey_or_colour(image_HWC: np.ndarray) -> np.ndarray:
     """(H, W, 3) for display: three channels as colour, otherwise the first as grey, stretched to its range."""
     picture = image_HWC if image_HWC.shape[2] == 3 else np.repeat(image_HWC[..., :1], 3, axis=2)
     low, high = np.percentile(picture, (0.5, 99.5))

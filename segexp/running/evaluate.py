@@ -82,7 +82,7 @@ def evaluate(
     record: its run.json. recorded: its configuration; ``config`` may differ in the data that are scored, in where they
     are, and in the scoring conventions. threshold: "0.5", another probability, or "tuned". Raises UsageError.
     """
-    threshold, limit = _threshold(threshold, recorded, record)
+    threshold, limit = threshold_of(threshold, recorded, record)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     run = trained(run_dir, recorded, record, config.trainer.device)
@@ -138,7 +138,7 @@ def _write(
         raise UsageError(f"{folder} is being written by {owner}: wait for it or stop it") from None
 
 
-def _threshold(threshold: str, config: Config, record: dict[str, Any]) -> tuple[str, float | None]:
+def threshold_of(threshold: str, config: Config, record: dict[str, Any]) -> tuple[str, float | None]:
     """The threshold in its canonical text, and the evidence above which a pixel is foreground: log-odds, or for
     `identity` the value minus 1/2. None: the decision of the head (phi > 0)."""
     try:

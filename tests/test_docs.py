@@ -72,7 +72,7 @@ def test_every_line_is_understood(words: list[str]) -> None:
         single = []
         for word, override in zip(overrides, parse_overrides(overrides), strict=True):
             key, _, value = word.partition("=")
-            first = value.removeprefix("range(").rstrip(")").split(",")[0]
+            first = "0" if value.startswith("range(") else value.split(",")[0]
             single.append(f"{key}={first}" if override.is_sweep_override() else word)
         if "dataset=nnunet" in single:
             single.append("dataset.num_classes=3")  # otherwise dataset.json is asked
@@ -137,8 +137,8 @@ def test_every_entry_has_a_small_plot() -> None:
 
 @pytest.mark.parametrize("page", EXAMPLES)
 def test_python_examples_run(page: str) -> None:
-    (block,) = blocks(REPOSITORY / page, "python")
-    examples = doctest.DocTestParser().get_doctest(block, {}, page, None, None)
+    text = "\n".join(blocks(REPOSITORY / page, "python"))
+    examples = doctest.DocTestParser().get_doctest(text, {}, page, None, None)
     assert len(examples.examples) >= 5
     with no_figures():
         assert doctest.DocTestRunner().run(examples).failed == 0

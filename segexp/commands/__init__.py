@@ -32,6 +32,7 @@ COMMANDS = {
     "data": "check a data set, or write it as a folder; list or clear the cache of images that runs share",
     "evaluate": "score a finished run again: another split, threshold, resolution or data set",
     "predict": "write the masks of new images with a finished run, or with the best arm of a study",
+    "export": "write the network of a finished run as ONNX, pt2, safetensors or for smp, and check the file",
     "curves": "draw output or hidden activations and their gradients",
     "bench": "measure time and memory of hidden activations, relative to relu",
     "show": "summarise one run: settings, learning curves, scores, warnings",

@@ -309,17 +309,23 @@ def trained(run_dir: Path, config: Config, record: dict[str, Any], device_name: 
     device, summary = device_of(device_name), record["summary"]
     selected = load_selected(run_dir, device, record.get("identity"), summary.get("best_epoch"), summary.get("epochs"))
     normalise = Normalisation(tuple(record["normalisation"]["mean"]), tuple(record["normalisation"]["std"]))
-    # The checkpoint holds the encoder's weights: those of backbone.weights are not fetched again.
-    backbone = BackboneConfig(config.backbone.name, None)
     channels = len(normalise.mean_C)
-    size = record.get("input_size") or common_size(config.model.name, params(config.model), backbone.name)
-    network = built_of(dataclasses.replace(config, backbone=backbone), channels, size).network
+    network = untrained(config, channels, record)
     try:
         network.load_state_dict(selected["network"])
     except RuntimeError as error:
-        raise UsageError(f"{run_dir}: weights that do not fit {config.model.name}, {backbone.name}: {error}") from error
+        raise UsageError(
+            f"{run_dir}: weights that do not fit {config.model.name}, {config.backbone.name}: {error}"
+        ) from error
     rule, stored = rule_of(config.dataset.normalise), bool(record["normalisation"].get("stored"))
     return Trained(network.to(device).eval(), head_of(config, network), normalise, device, channels, rule, stored)
+
+
+def untrained(config: Config, channels: int, record: dict[str, Any]) -> torch.nn.Module:
+    """The network of a recorded run on the CPU, with random weights: its checkpoint also holds the encoder's."""
+    backbone = BackboneConfig(config.backbone.name, None)
+    size = record.get("input_size") or common_size(config.model.name, params(config.model), backbone.name)
+    return built_of(dataclasses.replace(config, backbone=backbone), channels, size).network
 
 
 class ProbabilityModel(torch.nn.Module):

@@ -139,7 +139,7 @@ def minmax_linear(x: "Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "Tensor"
     """Log-odds of the logits scaled to [0, 1] by the tensor's minimum and maximum; p = 1/2 if these are equal."""
     if not x.numel():
         return x
-    low, high = x.amin(), x.amax()
+    low, high = x.min(), x.max()
     flat = high == low
     width = (high - low).where(~flat, 1.0)
     return _clipped_log_odds((x - low) / width, (high - x) / width, eps).where(~flat, 0.0)

@@ -1,0 +1,207 @@
+"""`segexp export`: what comes out of a written file is what the run's own network computes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load
+from tiny import tiny_run, write_pairs
+
+import segexp
+from segexp import cli
+from segexp.activations.head import make_head
+from segexp.activations.hidden import function_names, make_hidden
+from segexp.activations.output import OUTPUT_ACTIVATIONS
+from segexp.inference import export as module
+from segexp.inference.export import METADATA, export
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = ("activation=normal_cdf", "loss=bce", "trainer.epochs=1")
+    return Path(tiny_run(tmp_path_factory.mktemp("outputs"), *words).run_dir)
+
+
+def metadata_of(path: Path) -> dict[str, Any]:
+    if path.suffix == ".pt2":
+        extra = {METADATA: ""}
+        torch.export.load(path, extra_files=extra)
+        return dict(json.loads(extra[METADATA]))
+    import onnx
+
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+
+
+def session_of(path: Path) -> Any:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def test_safetensors_hold_the_weights_and_all_facts(run_dir: Path, tmp_path: Path, capsys: Captured):
+    path = tmp_path / "network.safetensors"
+    assert cli.main(["export", str(run_dir), "--format", "safetensors", "-o", str(path)]) == 0
+    with safe_open(path, "pt") as file:
+        facts, names = json.loads(file.metadata()[METADATA]), set(file.keys())
+    assert names == set(segexp.load(run_dir).network.state_dict())  # type: ignore[union-attr]
+    normalisation = json.loads((run_dir / "run.json").read_text())["normalisation"]
+    assert facts["normalisation"]["mean"] == normalisation["mean"]
+    assert 0 < facts["threshold_tuned"] < 1
+    before = path.read_bytes()
+    # The same again changes nothing; another file of this name stays.
+    assert cli.main(["export", str(run_dir), "--format", "safetensors", "-o", str(path)]) == 0
+    path.write_bytes(before + b" ")
+    capsys.readouterr()
+    assert cli.main(["export", str(run_dir), "--format", "safetensors", "-o", str(path)]) == 2
+    assert "-o" in capsys.readouterr().err
+    assert path.read_bytes() == before + b" "
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_smp_reads_the_folder_back_with_the_same_logits(run_dir: Path, tmp_path: Path):
+    import segmentation_models_pytorch as smp
+
+    done = export(run_dir, "smp", False, tmp_path / "folder")
+    images = torch.rand(2, 1, 32, 40)
+    again: torch.nn.Module = smp.from_pretrained(done.path)
+    assert torch.equal(again.eval()(images), segexp.load(run_dir).network(images))  # type: ignore[operator]
+    assert sorted(p.name for p in done.path.iterdir()) == ["config.json", "model.safetensors", METADATA]
+
+
+def test_a_file_that_computes_something_else_is_not_kept(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+):
+    monkeypatch.setattr(module, "load", lambda data: {k: v + 0.1 for k, v in load(data).items()})
+    words = ["export", str(run_dir), "--format", "safetensors", "-o", str(tmp_path / "a.safetensors")]
+    assert cli.main(words) == 1
+    assert not list(tmp_path.iterdir())
+    assert "not written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "cure"), [
+    (["--format", "torchscript"], "onnx, pt2, safetensors, smp"),
+    (["--format", "smp", "--with-head"], "leave out --with-head"),
+    (["--format", "pt2", "-o", "."], "-o network.pt2"),
+])  # fmt: skip
+def test_what_cannot_be_written_is_refused_in_one_line(run_dir: Path, words: list[str], cure: str, capsys: Captured):
+    assert cli.main(["export", str(run_dir), *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert cure in line
+
+
+def test_erfcx_for_onnx_is_that_of_torch():
+    x = torch.cat([torch.linspace(-3, 30, 2001), torch.logspace(1.5, 9, 100)])
+    expected = torch.special.erfcx(x.double())
+    assert float(((module.erfcx(x) - expected) / expected).abs().max()) < 3e-6
+
+
+# Slow: graphs, every activation, rules of normalisation, lost data
+
+
+@pytest.mark.slow
+def test_pt2_with_its_head_takes_images_of_any_batch_and_size_as_load_does(run_dir: Path, tmp_path: Path):
+    done = export(run_dir, "pt2", True, tmp_path / "network.pt2")
+    assert done.difference < 1e-6
+    assert "test images of the run" in done.summary[1]
+    facts, own = metadata_of(done.path), segexp.load(run_dir)
+    images = torch.rand(3, 1, 40, 24)
+    assert torch.equal(torch.export.load(done.path).module()(images), own(images))
+    assert (facts["output"], facts["divisor"], facts["activation.name"]) == ("probabilities", 8, "normal_cdf")
+    assert facts["identity"] == json.loads((run_dir / "run.json").read_text())["identity"]
+    assert str(run_dir.parent) not in json.dumps(facts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_head", [False, True])
+def test_onnx_gives_the_probabilities_of_the_run(run_dir: Path, tmp_path: Path, with_head: bool):
+    pytest.importorskip("onnxscript")
+    done = export(run_dir, "onnx", with_head, tmp_path / "network.onnx")
+    facts, images = metadata_of(done.path), torch.rand(3, 1, 48, 24)
+    assert facts["output"] == ("probabilities" if with_head else "logits")
+    own = segexp.load(run_dir)
+    expected = own(images) if with_head else own.network(images)  # type: ignore[operator]
+    torch.testing.assert_close(session_of(done.path)(images), expected.detach(), atol=1e-5, rtol=1e-4)
+    again = export(run_dir, "onnx", with_head, tmp_path / "other" / "network.onnx")
+    assert again.path.read_bytes() == done.path.read_bytes()
+
+
+class Small(torch.nn.Module):
+    """Two convolutions around a hidden activation, and a head."""
+
+    def __init__(self, hidden: torch.nn.Module, head: Any) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), hidden, torch.nn.Conv2d(4, 3, 3))
+        self.head = head
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(30 * self.layers(images)).values_NKHW
+
+
+def round_trip(network: torch.nn.Module, form: str, folder: Path) -> float:
+    """The largest difference between a network and its exported file, at another size than it was traced with."""
+    facts = {"input_size": 16, "divisor": 8, "output": "probabilities"}
+    read = module._write_graph(folder / f"network.{form}", form, network.eval(), facts, 1)
+    assert facts["sizes"] == "any batch; sides in multiples of 8 px"
+    images = 4 * torch.rand(3, 1, 24, 40, generator=torch.Generator().manual_seed(1)) - 2
+    with torch.no_grad():
+        return float((read(images) - network(images)).abs().max())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
+@pytest.mark.parametrize("mode", ["independent", "softmax"])
+@pytest.mark.parametrize("name", list(OUTPUT_ACTIVATIONS))
+def test_every_output_activation_is_exported(name: str, mode: Any, form: str, tmp_path: Path):
+    pytest.importorskip("onnxscript")
+    if mode not in OUTPUT_ACTIVATIONS[name].modes:
+        pytest.skip(f"{name} is not defined for {mode} heads")
+    torch.manual_seed(0)
+    assert round_trip(Small(torch.nn.ReLU(), make_head(OUTPUT_ACTIVATIONS[name], mode)), form, tmp_path) < 1e-4
+
+
+NOT_IN_ONNX = ("rrelu",)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
+@pytest.mark.parametrize("name", function_names())
+def test_every_hidden_activation_is_exported_or_refused(name: str, form: str, tmp_path: Path):
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    network = Small(make_hidden(name, {}, 4, 1), make_head(OUTPUT_ACTIVATIONS["sigmoid"], "softmax"))
+    if form == "onnx" and name in NOT_IN_ONNX:
+        with pytest.raises(segexp.UsageError, match="--format pt2"):
+            round_trip(network, form, tmp_path)
+    else:
+        assert round_trip(network, form, tmp_path) < 1e-4
+
+
+def photographs(root: Path) -> None:
+    rng = np.random.default_rng(0)
+    disc = (np.hypot(*np.mgrid[-20:20, -16:24]) < 12).astype(np.uint8)
+    write_pairs(root, [(f"{n}.png", 40 + 60 * disc + rng.integers(0, 99, disc.shape), 255 * disc) for n in range(16)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["image", "percentile", "ct(20,180)"])
+def test_rules_of_normalisation_are_inside_the_exported_head(rule: str, tmp_path: Path):
+    photographs(tmp_path / "data")
+    words = ["dataset=folder", f"dataset.root={tmp_path / 'data'}", f"dataset.normalise='{rule}'", "dataset.fit=pad"]
+    words += ["dataset.mask_threshold=127", "hidden_activation=prelu", "activation=learned_tail"]
+    run_dir = Path(tiny_run(tmp_path / "outputs", *words).run_dir)
+    for form in ("pt2", "onnx"):
+        done = export(run_dir, form, True, tmp_path / f"network.{form}")
+        assert done.difference < 1e-4
+        assert "test images of the run" in done.summary[1]
+    with pytest.raises(segexp.UsageError, match="ReLU in place of prelu"):
+        export(run_dir, "smp", False, tmp_path / "folder")
+    (tmp_path / "data").rename(tmp_path / "gone")
+    assert "pictures in the run" in export(run_dir, "safetensors", False, tmp_path / "a.safetensors").summary[1]

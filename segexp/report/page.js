@@ -116,5 +116,11 @@ for (const group of document.querySelectorAll(".tips:not(:empty)")) {
     next.focus();
   });
 }
+for (const input of document.querySelectorAll(".samples input[type=range]")) {
+  const set = () => input.closest(".samples").style.setProperty("--opacity", input.value / 100);
+  input.addEventListener("input", set);
+  input.parentNode.hidden = false;
+  set();
+}
 // What is folded on the screen is printed nevertheless.
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(d => { d.open = true; }));

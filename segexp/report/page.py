@@ -31,7 +31,7 @@ from segexp.records.runs import shown_state
 from segexp.report import figures, formats, tables
 from segexp.report.drawing import Looks, looks_of, styled
 from segexp.report.figures import Drawing, Pairs
-from segexp.report.samples import Samples, case_of, samples_of
+from segexp.report.samples import ERRORS, SIDE, Samples, case_of, samples_of
 from segexp.report.svg import INK, inline_svg
 from segexp.report.tables import Table, clean, folders_of, notes_of, only_names, scope
 
@@ -41,11 +41,14 @@ MARK = '<meta name="generator" content="segexp report">'
 MAX_EMBEDDED = 10**6
 """Bytes of all CSV files inside the page; further files are written beside it."""
 
-MAX_FIGURES, MAX_PICTURES = 2 * 10**6, 6 * 10**5
+MAX_FIGURES, MAX_PICTURES = 2 * 10**6, 10**6
 """Bytes of figures and of sample predictions on a page, so that it stays below 5 MB: the first ones are shown."""
 
 MAX_BLOCKS = 8
 """Blocks with figures; of further ones the page has the tables."""
+
+MANY_BLOCKS = 3
+"""From so many blocks on, sample predictions are half as large, so that more blocks have them."""
 
 MAX_OVERVIEW = 24
 """Comparisons in the first table of the page."""
@@ -117,7 +120,8 @@ def contents_of(result: Result) -> Contents:
         # The policy of all runs or, where it differs between them, of this block.
         policy = block.conditions.get("metrics.empty_policy", result.empty_policy)
         known: EmptyPolicy = "both_empty_one" if policy == "both_empty_one" else "reference"
-        samples.append(samples_of(block.ranking, reference, result.split, known))
+        side = SIDE if len(result.blocks) < MANY_BLOCKS else SIDE // 2
+        samples.append(samples_of(block.ranking, reference, result.split, known, side))
     return arrange(result, answers, samples)
 
 
@@ -218,6 +222,7 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         empty_masks=formats.empty_masks(result),
         over_all={table.name: table for table in contents.over_all},
         samples=samples,
+        errors=ERRORS,
         result=result,
         unit=with_unit(result.metric),
         difference="difference" if result.others else in_unit(result.metric, "difference"),
@@ -265,7 +270,7 @@ def _samples(contents: Contents) -> list[Samples]:
     """Sample predictions of each chapter, as many of the first ones as a page has room for."""
     shown, room = [], MAX_PICTURES
     for chapter in contents.chapters:
-        room -= sum(len(t.uri) for sample in chapter.samples.samples for t in (sample.image, *sample.tiles))
+        room -= sum(len(uri) for sample in chapter.samples.samples for uri in sample.uris)
         left_out = replace(chapter.samples, samples=(), note="Left out: the page would become too large.")
         shown.append(left_out if room < 0 and chapter.samples.samples else chapter.samples)
     return shown

@@ -1,10 +1,10 @@
-"""Sample predictions: the same images for every arm, from the run directories. Small pictures for a page."""
+"""Sample predictions: the same images for every arm, from the run directories, as layers of pictures for a page."""
 
 import base64
 import io
 import math
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,18 @@ from segexp.compare.result import ArmScore
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy
 from segexp.records import read_run, text_rows
-from segexp.records.formatting import CLASS_COLOURS, pluralize
+from segexp.records.formatting import CLASS_COLOURS, PURPLE, SKY, VERMILION, YELLOW, pluralize
 from segexp.records.owned import open_file
 from segexp.records.scores import class_color, class_label
 
-SIDE = 160
-"""Longer side of a picture, in pixels."""
+SIDE = 512
+"""The longer side of a picture has at most so many pixels."""
+
+LEVELS = 8
+"""Probabilities that a prediction shows, from transparent to opaque: few, so that pictures stay small."""
+
+ERRORS = {"correct": SKY, "false positive": VERMILION, "false negative": YELLOW, "wrong class": PURPLE}
+"""What an error map shows and its colours, which differ in brightness too."""
 
 MAX_ARMS = 8
 """Arms side by side: the reference and the best others."""
@@ -33,23 +39,31 @@ MAX_PIXELS = 2**26
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture as a data URI. dice: NaN for the image itself."""
+    """What one arm predicts for an image: transparent pictures as data URIs, to lay on it. errors: an error map."""
 
     arm: str
     dice: float
-    uri: str
-    width: int
-    height: int
+    prediction: str
+    errors: str
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image for all arms. title: why it was chosen."""
+    """One image for all arms. title: why it was chosen; width, height: in pixels; image, outline (of the reference):
+    pictures as data URIs."""
 
     title: str
     image_id: str
-    image: Tile
+    width: int
+    height: int
+    image: str
+    outline: str
     tiles: tuple[Tile, ...]
+
+    @property
+    def uris(self) -> list[str]:
+        """All its pictures."""
+        return [self.image, self.outline, *(uri for tile in self.tiles for uri in (tile.prediction, tile.errors))]
 
 
 @dataclass(frozen=True)
@@ -81,12 +95,17 @@ class _Run:
 
 
 def samples_of(
-    arms: Sequence[ArmScore], reference: str = "", split: str = "test", policy: EmptyPolicy = "reference"
+    arms: Sequence[ArmScore],
+    reference: str = "",
+    split: str = "test",
+    policy: EmptyPolicy = "reference",
+    side: int = SIDE,
 ) -> Samples:
     """Worst, median and best image (mean Dice of the arms), and the one on which arms differ most.
 
     arms: those of a ranking; the predictions are those of one seed that all of them have. reference: the arm that is
-    always shown. policy: what the runs do with empty masks. Nothing outside a run directory is read, also not by links.
+    always shown. policy: what the runs do with empty masks. side: of the pictures, `SIDE` or less. Nothing outside a
+    run directory is read, also not by links.
     """
     scored = [arm for arm in arms if arm.seeds]
     ranked = sorted(scored, key=lambda arm: arm.arm != reference)[:MAX_ARMS]
@@ -117,15 +136,15 @@ def samples_of(
     samples, problems = [], []
     for title, image_id in _chosen(runs, sorted(shared)).items():
         try:
-            samples.append(_sample(title, image_id, runs, [colour for _, colour in classes]))
+            samples.append(_sample(title, image_id, runs, [colour for _, colour in classes], side))
         except (OSError, ValueError, UsageError) as error:
             problems.append(f"{image_id} cannot be shown: {error}")
     lower = len(scored) - len(ranked)
     what, whose = ("volume", "the volume's") if of_cases else ("image", "its")
     note = (
         f"Seed {seeds[0]}, the first that all arms have. Chosen from the {pluralize(len(shared), f'test {what}')} with "
-        f"predictions of every run, by {whose} Dice. Below each picture: {whose} Dice in points. Brightness: "
-        "probability. Outline: reference."
+        f"predictions of every run, by {whose} Dice. Below each picture: {whose} Dice in points. Outline: reference. "
+        "Prediction: the more opaque the more probable. Errors: of the most probable class of each pixel."
     )
     left_out = [f"Not shown: {pluralize(lower, 'arm')} of lower rank."] if lower else []
     return Samples(seeds[0], tuple(samples), " ".join([note, *left_out, *problems]), classes)
@@ -204,54 +223,73 @@ def _chosen(runs: Sequence[_Run], shared: Sequence[str]) -> dict[str, str]:
     return {" and ".join(given): image_id for image_id, given in reasons.items()}
 
 
-def _sample(title: str, image_id: str, runs: Sequence[_Run], colours: Sequence[str]) -> Sample:
+def _sample(title: str, image_id: str, runs: Sequence[_Run], colours: Sequence[str], side: int) -> Sample:
     """Raises ValueError or OSError where a picture cannot be shown."""
-    truth = np.asarray(_opened(runs[0].references[image_id], "L", Image.Resampling.NEAREST))
-    # Pixels of a class with a neighbour of another one; 255 is ignored.
-    edge = np.zeros(truth.shape, dtype=bool)
-    for one, other in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
-        differ = (truth[one] != truth[other]) & (truth[one] != 255) & (truth[other] != 255)
-        edge[one] |= differ
-        edge[other] |= differ
-    outline = np.where(edge & (truth <= len(colours)), truth, 0)
-    picture = _tile("", math.nan, _opened(runs[0].images[image_id], "RGB", Image.Resampling.BILINEAR), outline, colours)
+    reference = _opened(runs[0].references[image_id], "L", Image.Resampling.NEAREST, side)
+    truth_HW, (width, height) = np.asarray(reference), reference.size
+    buffer = io.BytesIO()
+    image = _opened(runs[0].images[image_id], "RGB", Image.Resampling.BILINEAR, side)
+    image.save(buffer, format="JPEG", quality=80, optimize=True)
     tiles = []
     for run in runs:
-        planes = [_opened(path, "L", Image.Resampling.BILINEAR) for path in run.maps[image_id]]
-        tiles.append(_tile(run.arm, run.dice[image_id], _mixed(planes, colours), outline, colours))
-    return Sample(title, image_id, picture, tuple(tiles))
+        planes = [_opened(path, "L", Image.Resampling.BILINEAR, side) for path in run.maps[image_id]]
+        if {plane.size for plane in planes} != {image.size, reference.size}:
+            raise ValueError("image, prediction and reference differ in shape")
+        maps_CHW = np.stack([np.asarray(plane, dtype=np.int16) for plane in planes])
+        errors = _layer(_errors(maps_CHW, truth_HW, run.config.get("head.mode") == "independent"), ERRORS.values())
+        tiles.append(Tile(run.arm, run.dice[image_id], _prediction(maps_CHW, colours), errors))
+    by = max(SIDE // 2 // max(width, height), 1)  # thin lines also on small pictures
+    outline = _layer(_outline(truth_HW.repeat(by, axis=0).repeat(by, axis=1), len(colours)), colours)
+    return Sample(title, image_id, width, height, _uri(buffer, "jpeg"), outline, tuple(tiles))
 
 
-def _opened(path: Path, mode: str, resampling: Image.Resampling) -> Image.Image:
-    """A picture of `SIDE` pixels. Raises ValueError for one too large, OSError for what is not a picture."""
+def _opened(path: Path, mode: str, resampling: Image.Resampling, side: int) -> Image.Image:
+    """A picture of at most ``side`` pixels. Raises ValueError for one too large, OSError for what is not a picture."""
     with open_file(path, path.parent.parent) as file, Image.open(file, formats=["PNG"]) as picture:
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{path.name} has {width} x {height} pixels")
-        by = SIDE / max(width, height)
-        size = max(round(width * by), 1), max(round(height * by), 1)
-        # Small pictures are enlarged without smoothing, to show the pixels that were scored.
-        return picture.convert(mode).resize(size, Image.Resampling.NEAREST if by > 1 else resampling)
+        by = min(side / max(width, height), 1)
+        return picture.convert(mode).resize((max(round(width * by), 1), max(round(height * by), 1)), resampling)
 
 
-def _mixed(planes: Sequence[Image.Image], colours: Sequence[str]) -> Image.Image:
-    """Probability maps as one picture: white for a single class, for several their colours, darker than outlines."""
-    if len(planes) == 1:
-        return planes[0].convert("RGB")
-    rgb = [np.array(to_rgb(colour)) for colour in colours]
-    mixed = sum(0.6 * np.asarray(plane)[..., None] * colour for plane, colour in zip(planes, rgb, strict=False))
-    return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
+def _outline(truth_HW: np.ndarray, n_classes: int) -> np.ndarray:
+    """The class of each pixel that has a neighbour of another one, else 0; 255 is ignored. Wider on large pictures."""
+    edge_HW, wide = np.zeros(truth_HW.shape, dtype=bool), 1 + max(truth_HW.shape) // 300
+    for one, other in ((np.s_[:, :-wide], np.s_[:, wide:]), (np.s_[:-wide], np.s_[wide:])):
+        differ = (truth_HW[one] != truth_HW[other]) & (truth_HW[one] != 255) & (truth_HW[other] != 255)
+        edge_HW[one] |= differ
+        edge_HW[other] |= differ
+    return np.where(edge_HW & (truth_HW <= n_classes), truth_HW, 0)
 
 
-def _tile(arm: str, dice: float, picture: Image.Image, outline_HW: np.ndarray, colours: Sequence[str]) -> Tile:
-    """outline_HW: the class whose outline a pixel is, 0 for none."""
-    pixels = np.array(picture)
-    if pixels.shape[:2] != outline_HW.shape:
-        raise ValueError("prediction and reference differ in shape")
-    for class_id, colour in enumerate(colours, start=1):
-        pixels[outline_HW == class_id] = np.round(np.array(to_rgb(colour)) * 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    # Colours at full resolution, because the outline is one pixel wide.
-    Image.fromarray(pixels).save(buffer, format="JPEG", quality=82, subsampling=0, optimize=True)
-    uri = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-    return Tile(arm, dice, uri, pixels.shape[1], pixels.shape[0])
+def _prediction(maps_CHW: np.ndarray, colours: Sequence[str]) -> str:
+    """The most probable foreground class of each pixel in its colour, the more opaque the more probable it is."""
+    level_HW = np.round(maps_CHW.max(axis=0) / 255 * (LEVELS - 1)).astype(int)
+    class_HW = maps_CHW.argmax(axis=0) % (255 // LEVELS)  # a palette has 256 entries; colours repeat anyway
+    every = [colour for colour in colours[: 255 // LEVELS] for _ in range(LEVELS)]
+    alphas = [round(255 * level / (LEVELS - 1)) for level in range(LEVELS)] * len(colours)
+    return _layer(np.where(level_HW, class_HW * LEVELS + level_HW + 1, 0), every, alphas)
+
+
+def _errors(maps_CHW: np.ndarray, truth_HW: np.ndarray, independent: bool) -> np.ndarray:
+    """Place of each pixel in `ERRORS` from 1, 0 for background and what is not labelled. independent: classes do not
+    exclude each other, so that a class is predicted from one half on."""
+    background_HW = 127.5 if independent else 255 - maps_CHW.sum(axis=0)
+    found_HW = np.where(maps_CHW.max(axis=0) > background_HW, maps_CHW.argmax(axis=0) + 1, 0)
+    kinds = ((found_HW == truth_HW) & (truth_HW > 0), truth_HW == 0, found_HW == 0, truth_HW > 0)
+    return np.select([truth_HW == 255, (found_HW == 0) & (truth_HW == 0), *kinds], [0, 0, 1, 2, 3, 4])
+
+
+def _layer(index_HW: np.ndarray, colours: Iterable[str], alphas: Sequence[int] = ()) -> str:
+    """A picture as a data URI: index 0 is transparent, n has the nth of the colours and its opacity of 255."""
+    picture, buffer = Image.fromarray(index_HW.astype(np.uint8)), io.BytesIO()
+    rgb = [round(255 * part) for colour in colours for part in to_rgb(colour)]
+    picture.putpalette([0, 0, 0, *rgb])
+    transparency = bytes([0, *(alphas or [255] * (len(rgb) // 3))])[:256]
+    picture.save(buffer, format="PNG", transparency=transparency, optimize=True)
+    return _uri(buffer, "png")
+
+
+def _uri(buffer: io.BytesIO, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

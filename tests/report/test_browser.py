@@ -74,13 +74,11 @@ def column(page: "Page", number: int) -> list[str]:
 
 
 def test_figures_and_pictures_are_there(page: "Page") -> None:
-    assert page.locator("figure svg").count() == 13
+    assert page.locator("figure svg:not(.layers)").count() == 13
     for box in page.locator("figure svg").all():
         place = box.bounding_box() or {"width": 0.0, "height": 0.0}
         assert (place["width"] > 150, place["height"] > 100) == (True, True)
-    assert page.locator(".tiles img").count() == 4 * 3
-    loaded = "all => all.every(image => image.complete && image.naturalWidth == 160)"
-    assert page.locator(".tiles img").evaluate_all(loaded)
+    assert page.locator(".tiles svg").count() == 4 * 3
     # Text is set in the reader's font, which the layout did not know.
     outside = """all => all.flatMap(svg => {
         const frame = svg.getBoundingClientRect();
@@ -141,6 +139,27 @@ def test_the_first_tap_shows_the_numbers_and_the_second_leads_to_the_sample(page
     assert page.evaluate("location.hash") == ""
     link.tap(force=True)
     assert page.evaluate("location.hash") == link.get_attribute("href")
+
+
+def painted(page: "Page", selector: str) -> bytes:
+    """What the browser shows of an element."""
+    return page.locator(selector).first.screenshot()
+
+
+def test_layers_of_samples_are_chosen_and_faded(page: "Page") -> None:
+    of_arm, slider = ".sample figure:nth-child(2) svg", page.locator(".samples input[type=range]").first
+    looks = {"prediction": painted(page, of_arm)}
+    page.locator(".samples [value=prediction]").first.focus()
+    for value in ("errors", "image"):
+        page.keyboard.press("ArrowRight")
+        assert page.locator(f".samples [value={value}]").first.is_checked()
+        assert page.locator(".samples p.errors").first.is_visible() == (value == "errors")
+        looks[value] = painted(page, of_arm)
+    page.locator(".samples [value=prediction]").first.check()
+    slider.focus()
+    page.keyboard.press("End")
+    looks["opaque"] = painted(page, of_arm)
+    assert len(set(looks.values())) == 4
 
 
 def test_runs_are_sorted_by_keyboard(page: "Page") -> None:
@@ -243,4 +262,7 @@ def test_it_prints(page: "Page") -> None:
 def test_without_scripts_tables_are_plain_and_whole(page: "Page") -> None:
     assert page.locator("#table-runs tbody tr").count() > 10
     assert page.locator(".filter").is_hidden()
+    assert page.locator(".samples input[type=range]").first.is_hidden()
+    assert page.locator(".sample .prediction").first.evaluate("e => getComputedStyle(e).opacity") == "0.5"
+    assert page.locator(".tips title").count() > 100
     assert page.locator("thead button").count() == 0

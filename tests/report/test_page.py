@@ -293,13 +293,13 @@ def test_a_page_that_would_become_too_large_shows_what_answers_most(
     assert "Left out" not in whole
     monkeypatch.setattr("segexp.report.page.MAX_FIGURES", 20_000)
     (sample,) = samples.samples
-    one = len(sample.image.uri) + len(sample.tiles[0].uri)
+    one = sum(map(len, sample.uris))
     monkeypatch.setattr("segexp.report.page.MAX_PICTURES", one + one // 2)
     found = Page(page_of(made, "beside")[0])
     labels = [attributes["aria-label"] for attributes in found.all("svg") if "aria-hidden" not in attributes]
     assert [label.split()[0] for label in labels].count("Forest") == 2
     assert len(labels) < whole.count("<svg")
-    assert len(found.all("img")) == 2
+    assert len(found.all("image")) == 4  # of the first chapter: image, outline, prediction, errors
     shown = " ".join(found.texts)
     assert mentions(shown, "--figures DIR", "Left out")
 
@@ -547,7 +547,7 @@ def test_runs_and_samples_are_in_points(tmp_path: Path) -> None:
     made = contents(replace(small_result(), metric=METRICS["iou"]), answers=False)
     made = replace(made, chapters=tuple(replace(c, samples=samples) for c in made.chapters))
     found = Page(page_of(made, "beside")[0])
-    assert mentions(found.all("img")[1]["alt"], "Prediction", "sigmoid", "a", "Dice 50.00 points")
+    assert mentions(found.all("svg")[-1]["aria-label"], "Prediction", "sigmoid", "a", "Dice 50.00 points")
     titles = [title for title, _ in made.runs.columns]
     assert titles.count("IoU (points)") == 1
     assert made.runs.rows[0][titles.index("Dice (points)")] == "80.00"

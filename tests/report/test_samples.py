@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fabricated import record_of, row
 from made_up_result import NAN, make_arm, make_pictures, save
+from matplotlib.colors import to_rgb
 from messages import mentions
 from PIL import Image
 
@@ -18,7 +19,7 @@ from segexp.compare.result import ArmScore
 from segexp.evaluation import EmptyPolicy
 from segexp.records import write_table
 from segexp.records.formatting import CLASS_COLOURS
-from segexp.report.samples import MAX_ARMS, SIDE, samples_of
+from segexp.report.samples import ERRORS, LEVELS, MAX_ARMS, SIDE, samples_of
 
 DICE = {"sigmoid": {"a": 0.2, "b": 0.5, "c": 0.6, "d": 0.9}, "arctan": {"a": 0.3, "b": 0.8, "c": 0.65, "d": 0.95}}
 
@@ -32,7 +33,15 @@ def make_arms(folder: Path, classes: int = 1, side: int = 48) -> list[ArmScore]:
 
 
 def pixels(uri: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2]))))
+    """(H, W, 4): red, green, blue and opacity."""
+    picture = Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2])))
+    return np.asarray(picture.convert("RGBA")).astype(int)
+
+
+def count(uri: str, colour: str) -> int:
+    """Opaque pixels of a colour."""
+    wanted = [round(255 * part) for part in to_rgb(colour)]
+    return int((pixels(uri) == [*wanted, 255]).all(axis=2).sum())
 
 
 def test_worst_median_best_and_largest_disagreement(tmp_path: Path) -> None:
@@ -49,20 +58,42 @@ def test_worst_median_best_and_largest_disagreement(tmp_path: Path) -> None:
     assert "4 test images" in found.note
 
 
-@pytest.mark.parametrize("side", [48, 300])
-def test_pictures_are_small_and_show_map_and_outline(tmp_path: Path, side: int) -> None:
+@pytest.mark.parametrize(("side", "shown"), [(48, 48), (300, 300), (900, SIDE)])
+def test_layers_have_the_size_of_the_image_and_show_map_and_outline(tmp_path: Path, side: int, shown: int) -> None:
     best = samples_of(make_arms(tmp_path, side=side)).samples[2]
-    tile = best.tiles[1]
-    shown = pixels(tile.uri).astype(int)
-    assert shown.shape == (SIDE, SIDE, 3) == (tile.height, tile.width, 3)
-    assert len(tile.uri) < 12_000
-    red, green, blue = shown[..., 0], shown[..., 1], shown[..., 2]
-    outline = (red > 150) & (red - blue > 70)
-    assert 200 < outline.sum() < 1500
-    assert (green > 240).sum() > 1000
-    assert (green < 15).sum() > 1000
-    several = samples_of(make_arms(tmp_path / "several", classes=3)).samples[2]  # classes have colours
-    assert np.ptp(pixels(several.tiles[0].uri).astype(int), axis=2).max() > 60
+    assert (best.width, best.height) == (shown, shown)
+    prediction = pixels(best.tiles[1].prediction)
+    assert prediction.shape == pixels(best.image).shape == pixels(best.tiles[1].errors).shape == (shown, shown, 4)
+    disc = np.pi * (shown / 4) ** 2
+    assert 0.6 < (prediction[..., 3] == 255).sum() / disc < 1
+    assert (prediction[..., 3] == 0).sum() > 0.7 * shown**2
+    assert len(np.unique(prediction[..., 3])) <= LEVELS
+    assert count(best.tiles[1].prediction, CLASS_COLOURS[0]) == (prediction[..., 3] == 255).sum()
+    assert max(map(len, (best.outline, best.tiles[1].prediction, best.tiles[1].errors))) < 12_000
+    assert 1 < count(best.outline, CLASS_COLOURS[0]) / len(pixels(best.outline)) < 4
+    assert samples_of(make_arms(tmp_path, side=side), side=100).samples[0].width == min(shown, 100)
+
+
+def test_errors_are_counted_like_the_scores(tmp_path: Path) -> None:
+    """A row of pixels for each kind of error; 255 is not labelled."""
+    make_pictures(tmp_path, {"a": 0.9}, classes=2, side=6)
+    truth = np.array([1, 2, 0, 1, 1, 255])[:, None].repeat(6, axis=1)
+    first, second = np.array([200, 20, 160, 40, 30, 255]), np.array([10, 130, 10, 50, 170, 0])
+    save(tmp_path / "examples" / "a_reference.png", truth)
+    for c, plane in enumerate((first, second), start=1):
+        save(tmp_path / "predictions" / f"a_class{c}.png", plane[:, None].repeat(6, axis=1))
+    arm = make_arm("a", 0.9, 1, [str(tmp_path)])
+    (tile,) = samples_of([arm]).samples[0].tiles
+    rows = {"correct": 12, "false positive": 6, "false negative": 6, "wrong class": 6}
+    assert {what: count(tile.errors, colour) for what, colour in ERRORS.items()} == rows
+    assert (pixels(tile.errors)[5] == 0).all()
+    # 110 of 255 is the most probable class beside 100 and a background of 45, but below one half.
+    save(tmp_path / "predictions" / "a_class1.png", np.full((6, 6), 110))
+    save(tmp_path / "predictions" / "a_class2.png", np.full((6, 6), 100))
+    for mode, correct in (("softmax", 18), ("independent", 0)):
+        described(tmp_path, **{"head.mode": mode})
+        (tile,) = samples_of([arm]).samples[0].tiles
+        assert count(tile.errors, ERRORS["correct"]) == correct
 
 
 def described(run_dir: Path, **config: object) -> None:
@@ -78,7 +109,7 @@ def test_classes_have_the_names_and_colours_of_the_run(tmp_path: Path) -> None:
     described(tmp_path, **colors)
     found = samples_of([arm])
     assert found.classes == (("a<b>", "#00ff00"), ("c, d", CLASS_COLOURS[1]))  # what is no colour is not taken
-    assert (pixels(found.samples[0].tiles[0].uri)[..., 1] > 200).any()
+    assert count(found.samples[0].tiles[0].prediction, "#00ff00") > 100
 
 
 def test_outlines_are_in_the_colours_of_the_classes(tmp_path: Path) -> None:
@@ -94,10 +125,9 @@ def test_outlines_are_in_the_colours_of_the_classes(tmp_path: Path) -> None:
         described(run, **{"dataset.class_names": ["none", "tumour", "cyst"], "dataset.class_colors": colors})
         found = samples_of([make_arm("a", 0.9, 1, [str(run)])])
         assert found.classes == (("tumour", "#ff0000"), ("cyst", "#00ff00"))[:classes]
-        image = pixels(found.samples[0].image.uri).astype(int)
-        red, green = (image[..., 0] - image[..., 1] > 120), (image[..., 1] - image[..., 0] > 120)
-        assert red[:, : SIDE // 2 + 5].sum() > 200
-        assert (green.sum() > 200) == (classes == 2)
+        outline = found.samples[0].outline
+        assert count(outline, "#ff0000") > 200
+        assert (count(outline, "#00ff00") > 200) == (classes == 2)
 
 
 def test_volumes_are_shown_once_each(tmp_path: Path) -> None:

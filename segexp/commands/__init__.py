@@ -252,11 +252,14 @@ def add_comparison_arguments(parser: Parser) -> None:
     add = parser.add_argument
     scores = [score.name for score in SCORES.values() if score.compared]
     arm = "the groups or keys of the configuration that define an arm"
-    add("paths", type=Path, nargs="+", metavar="PATH", help="run directories, studies, collected CSVs")
+    add("paths", type=Path, nargs="+", metavar="PATH", help="run directories, studies, tables (CSV), nnU-Net results")
     add("--by", metavar="KEY,KEY", complete=lambda: imported("segexp.config", "CODE_GROUPS"), help=arm)
     add("--reference", metavar="KEY=VALUE", complete=references, help="the arm to compare with, or all: all pairs")
     where = "only runs with this value, or one of several: activation=sigmoid,arctan; can be repeated"
     add("--where", metavar="KEY=VALUE", action="append", help=where)
+    columns = "of another program's table: which column holds what (arm, seed, image, score ...)"
+    add("--columns", metavar="ROLE=COLUMN,ROLE=COLUMN", help=columns)
+    add("--paired", action="store_true", help="of another program's table: runs of one seed are pairs")
     metric = "the score to compare (default: dice); several are adjusted for each other"
     add("--metric", metavar="NAME,NAME", complete=scores, help=metric)
     add("--class", dest="class_", metavar="CLASS", complete=("each",), help="score one class, by name or id, or each")
@@ -271,13 +274,15 @@ def compared(options: argparse.Namespace) -> "Result":
 
     return compare(
         options.paths,
-        metric="dice" if options.metric is None else names_of(options.metric) or [],
+        metric=None if options.metric is None else names_of(options.metric) or [],
         by=names_of(options.by),
         reference=options.reference,
         rope=options.rope,
         split=options.split,
         where=pairs_of(options.where),
         class_=options.class_,
+        columns=options.columns,
+        paired=options.paired,
     )
 
 

@@ -12,7 +12,8 @@ from segexp.errors import DONE, UsageError, printable
 
 EPILOG = """\
 PATH is a run directory, a study, an outputs folder, or runs.csv of `segexp collect` with images.csv beside it. Several
-paths are read together; duplicate runs are counted once.
+paths are read together; duplicate runs are counted once. Results of other programs: a table with a row per arm, seed
+and image (--columns arm=model,image=case,dice=DSC), or folders of nnU-Net with summary.json. docs/foreign.md
 
 Arms are compared on the same images and seeds under equal conditions. Any other setting that varies between runs splits
 them into blocks. By default an arm is hidden activation, output activation and loss, as far as they vary (--by), and
@@ -92,9 +93,12 @@ def _comparison(options: argparse.Namespace) -> int:
         raise UsageError("--csv --questions: --csv is only the table of comparisons; use --json for secondary analyses")
 
     from segexp.compare.questions import answers_of
+    from segexp.records.foreign import is_foreign
     from segexp.report.formats import as_json, as_latex, as_markdown, as_text, comparisons_csv, warnings_of
 
     result = compared(options)
+    if questions and (options.columns or is_foreign(options.paths[0])):
+        raise UsageError("--questions: secondary analyses need our run directories; leave it out for other results")
     if options.form in ("csv", "latex"):
         for warning in warnings_of(result):
             print(printable(f"segexp: warning: {warning}"), file=sys.stderr)
@@ -138,7 +142,8 @@ def _claims(options: argparse.Namespace) -> int:
     if options.split not in SPLITS:
         raise UsageError(f"--split {options.split}: there are {', '.join(SPLITS)}")
     claims = read_claims(preset_file("claims", options.claims), options.rope)
-    where, loaded = pairs_of(options.where), load_checked(options.paths, options.split)
+    where = pairs_of(options.where)
+    loaded = load_checked(options.paths, options.split, columns=options.columns, paired=options.paired)
     if looked_at := sorted({run.study for run in loaded.runs if run.row.get("look")}):
         raise UsageError(
             f"--claims: {', '.join(looked_at)} was decided by looks, and claims have the p of a fixed number of seeds; "

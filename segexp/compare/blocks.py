@@ -27,6 +27,9 @@ from segexp.registry import nearest
 _GROUPS = tuple(f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default_factory))
 """The sections of the configuration."""
 
+_PLAIN = {f.name for f in dataclasses.fields(Config)} - {*_GROUPS}
+"""The keys of the configuration without a section."""
+
 USUAL_REFERENCE = {"activation": "sigmoid", "hidden_activation": "native"}
 """The default of ``--reference``: the reference arms, at each level of the other keys."""
 
@@ -106,10 +109,10 @@ class Arms:
         return levels[self.by.index(key)]
 
     def label(self, levels: Levels) -> str:
-        """An arm by the keys that vary: "arctan + dice" for groups, "gelu / arctan / dice" where hidden and output
-        activation both vary, "key=level" for other keys."""
+        """An arm by the keys that vary: "arctan + dice" for groups, and columns of another program's table, "gelu /
+        arctan / dice" where hidden and output activation both vary, "key=level" for other keys."""
         varying = [(key, level) for key, level in zip(self.by, levels, strict=True) if len(self.levels[key]) > 1]
-        groups = {key for key, _ in varying if key in _GROUPS}
+        groups = {key for key, _ in varying if key not in _PLAIN and "." not in key}
         if varying and len(groups) == len(varying):
             both = {"activation", "hidden_activation"} <= groups
             return (" / " if both else " + ").join(level for _, level in varying)

@@ -12,6 +12,7 @@ from segexp.compare.blocks import Arms, BlockRuns, Levels, are_splits, by_number
 from segexp.compare.result import FEWEST_SEEDS, Factorial, Interaction, Interval
 from segexp.compare.scorer import Runs, Scorer, folds_of
 from segexp.compare.sequential import adjusted
+from segexp.records.foreign import PAIRING, UNPROVEN
 
 
 def factorials_of(
@@ -90,6 +91,7 @@ class _Table:
             seed
             for seed in sorted(set.intersection(*(set(runs) for runs in of_arms)), key=by_number)
             if len({(s[seed].row.get("init_sha"), s[seed].row.get("order_sha")) for s in of_arms}) == 1
+            and of_arms[0][seed].row.get(PAIRING) != UNPROVEN
         ]
         if len(seeds) < FEWEST_SEEDS:
             return None

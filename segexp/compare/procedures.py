@@ -17,6 +17,7 @@ from segexp.compare import statistics as stats
 from segexp.compare.blocks import ArmRuns, Arms, RunKey, are_splits, by_number, part_name
 from segexp.compare.result import FEW_SEEDS, FEWEST_SEEDS, Each, Interval, Method
 from segexp.compare.scorer import Runs, Scorer, Values, complete_seeds, sizes
+from segexp.records.foreign import PAIRING, STATED, UNPROVEN
 from segexp.records.formatting import pluralize
 from segexp.records.runs import shown_state
 
@@ -28,6 +29,8 @@ MOST_NAMED = 8
 _NO_IMAGE = "no image has a score in all runs"
 _NO_VALUES = "no value per image"
 _NO_CERTAINTY = "no test, because seeds that change nothing are not evidence of certainty"
+
+_NO_PROOF = "nothing proves that runs of equal seeds are pairs (--paired states it)"
 
 _BEGAN = (("split_sha", "the split"), ("init_sha", "initial weights"), ("order_sha", "batch order"))
 """Columns that identify how a run began, and what they are in words."""
@@ -76,7 +79,8 @@ def tested(candidate: ArmRuns, reference: ArmRuns, arms: Arms, scorer: Scorer) -
     reason = _why_unpaired(a, b, common)
     if any(fold for fold, _ in (*a, *b)):
         unpaired = f"folds and splits can only be compared as pairs: {reason}"
-        found = _nothing(unpaired, dropped) if reason else _across_folds(a, b, scorer, dropped)
+        known = reason in ("", _NO_PROOF)
+        found = _across_folds(a, b, scorer, dropped, not reason) if known else _nothing(unpaired, dropped)
     elif reason:
         # Without pairs, seeds that only one arm has are used as well.
         found = _unpaired_seeds(a, b, scorer, reason, without)
@@ -89,21 +93,24 @@ def tested(candidate: ArmRuns, reference: ArmRuns, arms: Arms, scorer: Scorer) -
         found = _over_seeds(Method.OVER_SEEDS, candidate_K, reference_K, _NO_VALUES, dropped)
     runs = [arm[key] for key in common for arm in (a, b)]
     silent = sum(not (run.row.get("init_sha") and run.row.get("order_sha")) for run in runs)
-    if silent and found.method.paired:
+    stated = any(run.row.get(PAIRING) == STATED for run in runs)
+    if silent and found.method.paired and reason != _NO_PROOF:
         what = "without initial weights or batch order in the record: pairing is assumed"
+        what = "paired by seed because --paired says so: no record proves it" if stated else what
         found = replace(found, notes=(*found.notes, f"{silent} of {pluralize(len(runs), 'run')} {what}"))
     return found
 
 
-def _across_folds(a: Runs, b: Runs, scorer: Scorer, dropped: str) -> TestResult:
+def _across_folds(a: Runs, b: Runs, scorer: Scorer, dropped: str, paired: bool) -> TestResult:
     """Several splits: a test over them. Cross-validation: a test over seeds where enough seeds have every fold in both
-    arms, for these training sets, and one over folds, for new ones; else the latter alone."""
+    arms, for these training sets, and one over folds, for new ones; else the latter alone, and where seeds are not
+    ``paired``: it takes the mean over the seeds of a fold."""
     common = sorted(a.keys() & b.keys(), key=by_number)
     folds = list(dict.fromkeys(fold for fold, _ in sorted({*a, *b}, key=by_number)))
     seeds = complete_seeds(common, folds)
     of_fold = {fold: [seed for f, seed in common if f == fold] for fold in folds}
     over_folds = _over_folds(a, b, of_fold, scorer, dropped)
-    if len(seeds) < FEWEST_SEEDS:
+    if len(seeds) < FEWEST_SEEDS or not paired:
         return over_folds
     left = [key for key in common if key.seed not in seeds]
     if left:
@@ -296,7 +303,7 @@ def _why_unpaired(a: Runs, b: Runs, common: Sequence[RunKey]) -> str:
             return f"{what} not recorded by the {whose} for seed {_names(unknown, 5)}"
         if differing:
             return f"{what} differ{'s' * (what != 'initial weights')} for seed {_names(differing, 5)}"
-    return ""
+    return _NO_PROOF if any(run.row.get(PAIRING) == UNPROVEN for run in (*a.values(), *b.values())) else ""
 
 
 def _names(keys: Sequence[RunKey], most: int) -> str:

@@ -53,12 +53,13 @@ from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
 from segexp.records import RESTORE
 from segexp.records.decision import NO_LOOK, Decision
+from segexp.records.foreign import load
 from segexp.records.formatting import pluralize
 from segexp.records.looks import look
 from segexp.records.provenance import provenance_of
 from segexp.records.runs import Run, column_of
-from segexp.records.scores import SCORES, SPLITS, Score, class_label
-from segexp.records.tables import AGAIN, ROUNDING, Loaded, load
+from segexp.records.scores import OWN, SCORES, SPLITS, Score, class_label
+from segexp.records.tables import AGAIN, ROUNDING, Loaded
 
 Reference = Mapping[str, str]
 
@@ -69,7 +70,7 @@ _NAMES = column_of("dataset.class_names")
 
 def compare(
     paths: Sequence[Path],
-    metric: str | Sequence[str] = "dice",
+    metric: str | Sequence[str] | None = None,
     by: Sequence[str] | None = None,
     reference: str | None = None,
     rope: float | None = None,
@@ -77,24 +78,31 @@ def compare(
     where: Mapping[str, str] | None = None,
     loaded: Loaded | None = None,
     class_: str | None = None,
+    columns: str | None = None,
+    paired: bool = False,
 ) -> Result:
     """Compare the arms of all runs under ``paths``.
 
-    metric: one or several; the first is that of the result, the others are in `Result.others`, and Holm's adjustment is
-    over all; class_: name or id of the only foreground class that is scored, or "each" for all of them, one by one. by:
-    groups or keys of the configuration that make an arm (default: hidden_activation, activation and loss, if they
-    vary); reference: "activation=sigmoid,loss=bce" or "all"; rope: half-width of what is negligible, in points where
-    it is printed in points; where: only runs with these values; loaded: the runs under ``paths``, if they have been
-    read before. Raises UsageError where there are no runs with scores, only one arm, or unknown names.
+    metric: one or several (default: dice, or the first score of another program's table); the first is that of the
+    result, the others are in `Result.others`, and Holm's adjustment is over all; class_: name or id of the only
+    foreground class that is scored, or "each" for all of them, one by one. by: groups or keys of the configuration that
+    make an arm (default: hidden_activation, activation and loss, if they vary); reference:
+    "activation=sigmoid,loss=bce" or "all"; rope: half-width of what is negligible, in points where it is printed in
+    points; where: only runs with these values; loaded: the runs under ``paths``, if they have been read before;
+    columns, paired: of results of other programs, see `segexp.records.foreign.load`. Raises UsageError where there are
+    no runs with scores, only one arm, or unknown names.
     """
-    names = [metric] if isinstance(metric, str) else metric
+    names = ["dice"] if metric is None else [metric] if isinstance(metric, str) else metric
     if METRICS.keys() >= set(names):
-        _metrics(names, rope, split, class_, {})  # before thousands of runs are read
-    loaded = load_checked(paths, split) if loaded is None else loaded
+        _metrics(names, rope if metric else None, split, class_, {})  # before thousands of runs are read
+    loaded = load_checked(paths, split, columns=columns, paired=paired) if loaded is None else loaded
+    names = loaded.metrics[:1] if metric is None and loaded.metrics else names
+    if loaded.metrics and (unknown := set(names) - {*loaded.metrics, *(m.removeprefix(OWN) for m in loaded.metrics)}):
+        raise UsageError(f"--metric {min(unknown)}: these results have {', '.join(loaded.metrics)}")
     runs = _usable(loaded, split, where or {})
     metrics = _metrics(names, rope, split, class_, own_scores(runs))
     metrics = [measured_in(one, runs) for one in metrics]
-    arms = arrange(runs, by)
+    arms = arrange(runs, by or loaded.by)
     if len(set(arms.level_of.values())) == 1:
         (only,) = set(arms.level_of.values())
         raise UsageError(
@@ -443,10 +451,16 @@ def _row(run: Run, arms: Arms, metric: Metric) -> dict[str, Any]:
     }
 
 
-def load_checked(paths: Sequence[Path], split: str = "test", decision: Decision | None = None) -> Loaded:
-    """`segexp.records.tables.load`, where a run whose summary cannot be true is incomplete; the look is noted. Of a
+def load_checked(
+    paths: Sequence[Path],
+    split: str = "test",
+    decision: Decision | None = None,
+    columns: str | None = None,
+    paired: bool = False,
+) -> Loaded:
+    """`segexp.records.foreign.load`, where a run whose summary cannot be true is incomplete; the look is noted. Of a
     sequential study those finished runs count that a look has used. decision: in place of the recorded one."""
-    loaded, unused = load(paths, split), list[str]()
+    loaded, unused = load(paths, split, columns, paired), list[str]()
     runs, problems = [], list(loaded.problems)
     for run in map(decision.at_look, loaded.runs) if decision else loaded.runs:
         if run.row.get("look") == NO_LOOK and run.state == "done":
@@ -467,7 +481,8 @@ def load_checked(paths: Sequence[Path], split: str = "test", decision: Decision 
     if 0 < len(fixed) < len(runs):
         others = f"{pluralize(len(fixed), 'run')} of other studies"
         problems.append(f"{others} beside those of `segexp decide`: its 5 % hold for its own runs alone")
-    return Loaded(tuple(runs), (*problems, *look(fixed, lambda run: arm_label(arm_of_row(run.row)), FEWEST_SEEDS)))
+    problems += look(fixed, lambda run: arm_label(arm_of_row(run.row)), FEWEST_SEEDS)
+    return replace(loaded, runs=tuple(runs), problems=tuple(problems))
 
 
 def _wrong_scores(run: Run, split: str) -> str:

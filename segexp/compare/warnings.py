@@ -14,6 +14,7 @@ from segexp.compare.result import Block
 from segexp.data.split import slices_in
 from segexp.errors import UsageError
 from segexp.records import text_rows
+from segexp.records.foreign import PAIRING
 from segexp.records.formatting import pairs, pluralize
 from segexp.records.runs import Run, column_of, shown_state
 
@@ -130,7 +131,8 @@ def _slices(done: Sequence[Run]) -> list[str]:
         if volumes:
             return [
                 f"images without groups look like slices of {volumes} volumes ({names[0]} ...): slices of "
-                "one patient are not independent, so the intervals are too narrow; set dataset.group_file"
+                "one patient are not independent, so the intervals are too narrow; "
+                + ("name their column with --columns group=COLUMN" if PAIRING in run.row else "set dataset.group_file")
             ]
     return []
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from segexp.data.file_set import FilesConfig, coding_of, folder_at, root_of
 from segexp.data.image_set import SPLITS, ImageSet, Pair, adapter
-from segexp.data.lists import PARTS, alike, some
+from segexp.data.lists import alike
 from segexp.errors import UsageError, first_line, printable
+from segexp.records.user_tables import PARTS, some
 from segexp.registry import REQUIRED
 
 if TYPE_CHECKING:

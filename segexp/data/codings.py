@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segexp.data.lists import some
 from segexp.losses import IGNORE, MAX_CLASSES
+from segexp.records.user_tables import some
 from segexp.registry import nearest
 
 FOREGROUND = (1, 255, 65535)

@@ -23,10 +23,11 @@ from segexp.data.file_set import (
     unusable,
 )
 from segexp.data.image_set import SPLITS, ImageSet, PairsError, adapter
-from segexp.data.lists import composed, parts_in, some, spelling
+from segexp.data.lists import composed, parts_in, spelling
 from segexp.data.pattern import pattern_of_groups
 from segexp.errors import UsageError
 from segexp.records.formatting import pluralize
+from segexp.records.user_tables import some
 from segexp.registry import REQUIRED
 
 

@@ -19,9 +19,10 @@ from segexp.data.file_set import (
     stem_of,
 )
 from segexp.data.image_set import ImageSet, PairsError, adapter
-from segexp.data.lists import PARTS, SEPARATORS, Table, alike, composed, doubtful_names, read_table, some
+from segexp.data.lists import alike, composed, doubtful_names
 from segexp.errors import UsageError
 from segexp.records.formatting import pluralize
+from segexp.records.user_tables import PARTS, SEPARATORS, Table, read_table, some
 from segexp.registry import REQUIRED
 
 
@@ -61,7 +62,7 @@ def open_manifest(config: ManifestConfig) -> ImageSet:
     if not table.rows:
         raise UsageError(f"{path} lists no images; write a row for each")
     columns = _image_columns(config, table)
-    table.check_column(config.mask_column, "mask_column", "masks")
+    table.check_column(config.mask_column, "dataset.mask_column", "masks")
     known = {name: _optional(config, table, name) for name in ("id", "split", "group", "spacing")}
     items: dict[str, Item] = {}
     line_of: dict[str, int] = {}
@@ -107,7 +108,7 @@ def _image_columns(config: ManifestConfig, table: Table) -> list[str]:
     if name in table.columns and numbered:
         raise UsageError(f"{table.path} has the columns {name} and {some([*numbered.values()])}; rename one of them")
     if not numbered:
-        table.check_column(name, "image_column", "images (channels: image_1, image_2, ...)")
+        table.check_column(name, "dataset.image_column", "images (channels: image_1, image_2, ...)")
         return [name]
     return [numbered[n] for n in sorted(numbered)]
 
@@ -116,7 +117,7 @@ def _optional(config: ManifestConfig, table: Table, meaning: str) -> str:
     """The column that an option names, else the one called as what it means; "" if there is none."""
     given = getattr(config, f"{meaning}_column")
     if given is not None:
-        table.check_column(given, f"{meaning}_column", f"the {meaning} of each image")
+        table.check_column(given, f"dataset.{meaning}_column", f"the {meaning} of each image")
     return str(given or (meaning if meaning in table.columns else ""))
 
 

@@ -18,10 +18,11 @@ from typing import Any
 
 from segexp.data.file_set import FilesConfig, Item, beside, image_set_of, root_of, source_of
 from segexp.data.image_set import ImageError, ImageSet, PairsError, adapter
-from segexp.data.lists import composed, some
+from segexp.data.lists import composed
 from segexp.data.pattern import group_of, regex_of
 from segexp.errors import UsageError
 from segexp.records.formatting import pluralize
+from segexp.records.user_tables import some
 from segexp.registry import REQUIRED
 
 PARTS = {"Tr": "train", "Ts": "test"}

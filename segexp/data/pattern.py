@@ -29,9 +29,10 @@ from segexp.data.file_set import (
     unusable,
 )
 from segexp.data.image_set import SPLITS, ImageSet, PairsError, adapter
-from segexp.data.lists import alike, composed, parts_in, some
+from segexp.data.lists import alike, composed, parts_in
 from segexp.errors import UsageError, first_line
 from segexp.records.formatting import pluralize
+from segexp.records.user_tables import some
 from segexp.registry import REQUIRED
 
 DOWNLOADS = {"OxfordIIITPet": {"split": "trainval"}, "VOCSegmentation": {"year": "2012", "image_set": "trainval"}}

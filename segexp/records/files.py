@@ -22,7 +22,17 @@ MOST_YAML, MOST_VALUES, MOST_LEVELS, MOST_DIGITS = 2**20, 100_000, 100, 400
 
 
 def read_text(path: Path, most: int = MOST_BYTES, inside: Path | None = None) -> str:
-    """The text of a plain UTF-8 file; of the run directory ``inside``, where it must be no link.
+    """The text of a plain UTF-8 file, read as by `read_bytes`."""
+    data = read_bytes(path, most, inside)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{path} cannot be read: line {line} is not UTF-8 text") from None
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES, inside: Path | None = None) -> bytes:
+    """The content of a plain file; of the run directory ``inside``, where it must be no link.
 
     Raises UsageError for a pipe, a device, a folder, and what is larger.
     """
@@ -37,11 +47,7 @@ def read_text(path: Path, most: int = MOST_BYTES, inside: Path | None = None) ->
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     if len(data) > most:
         raise UsageError(f"{path} cannot be read: it is larger than {most:,} bytes")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{path} cannot be read: line {line} is not UTF-8 text") from None
+    return data
 
 
 def read_json(path: Path, inside: Path | None = None) -> Any:

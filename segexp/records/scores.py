@@ -110,11 +110,13 @@ _FACTS = ("title", "unit", "highest", "higher_is_better", "averaged", "negligibl
 def facts_of(names: Iterable[str] | None) -> dict[str, dict[str, Any]]:
     """The entry ``scores`` of run.json: name of a score of the user's own -> its facts, so that readers need no plugin.
     Infinite and undefined numbers are null."""
-    rows = {name: {key: getattr(OWN_SCORES[name], key) for key in _FACTS} for name in names or ()}
-    return {
-        name: {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
-        for name, row in rows.items()
-    }
+    return {name: facts(OWN_SCORES[name]) for name in names or ()}
+
+
+def facts(score: Score) -> dict[str, Any]:
+    """The facts of a score that is none of `SCORES`; None for infinite and undefined numbers."""
+    row = {key: getattr(score, key) for key in _FACTS}
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
 
 
 def recorded_scores(given: Any) -> dict[str, Score]:
@@ -149,9 +151,15 @@ LATER = tuple(name for name in SCORES if name not in ("dice", "iou"))
 """Scores that a table of an earlier version may lack; their columns are the last."""
 
 
+UNKNOWN = "unknown"
+"""``distance_unit`` of the results of other programs, which do not say it."""
+
+
 def unit_of(score: Score, spacing: object, recorded: object) -> str:
     """The unit in which values of a score are printed. spacing: ``dataset.spacing`` of the run, recorded: its
     ``distance_unit``, which runs of earlier versions lack."""
+    if score.unit == PIXELS and recorded == UNKNOWN:
+        return ""
     return "mm" if score.unit == PIXELS and (spacing or recorded == "mm") else score.unit
 
 

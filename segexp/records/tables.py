@@ -309,10 +309,15 @@ class Images:
 
 @dataclass(frozen=True)
 class Loaded:
-    """All runs in order of study and directory, and what was left out or found wrong, a line each."""
+    """All runs in order of study and directory, and what was left out or found wrong, a line each.
+
+    by, metrics: of results of other programs, the columns of their arms and the scores that they hold; else empty.
+    """
 
     runs: tuple[Run, ...]
     problems: tuple[str, ...]
+    by: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
 
 
 def load(paths: Sequence[Path], split: str = "test") -> Loaded:
@@ -337,7 +342,10 @@ def _collected(path: Path) -> tuple[Path, Path] | None:
     """runs.csv and images.csv where ``path`` names collected tables; run directories in the same folder go first."""
     if path.is_file():
         if path.suffix.lower() != ".csv" or path.name.startswith("images"):
-            raise UsageError(f"{path} is no runs.csv of `segexp collect`: name that file, or a folder of runs")
+            raise UsageError(
+                f"{path} is no runs.csv of `segexp collect`: name that file, or a folder of runs, or the columns of "
+                "another program's table with --columns"
+            )
         images = path.name.replace("runs", "images", 1) if "runs" in path.name else "images.csv"
         return path, path.with_name(images)
     if path.is_dir() and (path / "runs.csv").is_file():
@@ -574,7 +582,7 @@ def _parsed(
                 held = ", ".join(f"{key}={of_rows[row]:g}" for key, of_rows in numbers.items())
                 raise ValueError(f"image {image_ids[row]!r} holds impossible or contradictory values ({held})")
             of_run = {name: of_rows[part] for name, of_rows in numbers.items()}
-            read.append(_images(tuple(image_ids[part]), tuple(groups[part]), of_run, layouts, infinite_R[part].sum()))
+            read.append(images_of(tuple(image_ids[part]), tuple(groups[part]), of_run, layouts, infinite_R[part].sum()))
         except ValueError as error:
             read.append(str(error))
     return read
@@ -593,7 +601,7 @@ def _count_rows(table: bytes, width: int) -> int:
     return n_rows
 
 
-def _images(
+def images_of(
     image_ids: tuple[str, ...],
     groups: tuple[str, ...],
     numbers: Mapping[str, "np.ndarray"],

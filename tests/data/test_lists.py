@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from segexp.data.lists import doubtful_names, read_lines, read_table
+from segexp.data.lists import doubtful_names, read_lines
 from segexp.errors import UsageError
+from segexp.records.user_tables import read_table
 
 ROWS = [{"image": "001", "group": "x, y"}, {"image": "b", "group": "é"}]
 PLAIN = 'image,group\n001,"x, y"\nb,é\n'

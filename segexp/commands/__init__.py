@@ -17,6 +17,7 @@ from segexp.errors import UsageError, printable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from segexp.compare.claims import ClaimResult
     from segexp.compare.result import Result
     from segexp.records.scores import Score
 
@@ -266,6 +267,9 @@ def add_comparison_arguments(parser: Parser) -> None:
     rope = "negligible difference: in points for Dice, else in the score's unit"
     add("--rope", type=float, metavar="WIDTH", help=rope)
     add("--split", default="test", metavar="NAME", complete=SPLITS, help="test (default) or val")
+    claims = "evaluate the claims of a YAML file, or of a built-in one by name"
+    built_in = lambda: imported("segexp.config", "preset_names")("claims")  # noqa: E731
+    add("--claims", metavar="FILE", complete=built_in, help=claims)
 
 
 def compared(options: argparse.Namespace) -> "Result":
@@ -284,6 +288,31 @@ def compared(options: argparse.Namespace) -> "Result":
         columns=options.columns,
         paired=options.paired,
     )
+
+
+def claims_of(options: argparse.Namespace, rope: float | None = None) -> "list[ClaimResult]":
+    """The outcomes of the claims of --claims. All files are read first: a path that cannot be read is an error, not "no
+    data". rope: the margin of "equivalent" where a claim has none."""
+    from functools import partial
+
+    from segexp.compare.blocks import where_these
+    from segexp.compare.claims import evaluate_claims, read_claims
+    from segexp.compare.verdict import compare, load_checked
+    from segexp.config import preset_file
+    from segexp.records.scores import SPLITS
+
+    if options.split not in SPLITS:
+        raise UsageError(f"--split {options.split}: there are {', '.join(SPLITS)}")
+    claims = read_claims(preset_file("claims", options.claims), rope)
+    where = pairs_of(options.where)
+    loaded = load_checked(options.paths, options.split, columns=options.columns, paired=options.paired)
+    if looked_at := sorted({run.study for run in loaded.runs if run.row.get("look")}):
+        raise UsageError(
+            f"--claims: {', '.join(looked_at)} was decided by looks, and claims have the p of a fixed number of seeds; "
+            "leave --claims out"
+        )
+    where_these(loaded.runs, where)
+    return evaluate_claims(claims, partial(compare, options.paths, split=options.split, loaded=loaded), where)
 
 
 def names_of(text: str | None) -> list[str] | None:

@@ -4,10 +4,9 @@ import argparse
 import pkgutil
 import sys
 from collections.abc import Sequence
-from functools import partial
 
 import segexp.compare
-from segexp.commands import Parser, add_comparison_arguments, compared, imported, names_of, pairs_of
+from segexp.commands import Parser, add_comparison_arguments, claims_of, compared, names_of
 from segexp.errors import DONE, UsageError, printable
 
 EPILOG = """\
@@ -68,14 +67,8 @@ def parser() -> Parser:
     parser = Parser("compare", EPILOG)
     add_comparison_arguments(parser)
     add = parser.add_argument
-    analyses, claims = "secondary analyses to add, or all", "evaluate the claims of a YAML file, or of a built-in one"
+    analyses = "secondary analyses to add, or all"
     add("--questions", metavar="NAME,NAME", complete=_question_names, help=analyses)
-    add(
-        "--claims",
-        metavar="FILE",
-        complete=lambda: imported("segexp.config", "preset_names")("claims"),
-        help=f"{claims} by name",
-    )
     forms = parser.add_mutually_exclusive_group()
     for name, what in FORMS.items():
         forms.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=what)
@@ -126,12 +119,7 @@ def _questions(text: str | None) -> list[str]:
 
 
 def _claims(options: argparse.Namespace) -> int:
-    """Evaluate a file of claims. All files are read first: a path that cannot be read is an error, not "no data"."""
-    from segexp.compare.blocks import where_these
-    from segexp.compare.claims import evaluate_claims, read_claims
-    from segexp.compare.verdict import compare, load_checked
-    from segexp.config import preset_file
-    from segexp.records.scores import SPLITS
+    """Evaluate a file of claims, and nothing else."""
     from segexp.report.formats import claims_csv, claims_json, claims_markdown, claims_text
 
     for name in ("by", "reference", "questions", "metric", "class"):
@@ -139,18 +127,7 @@ def _claims(options: argparse.Namespace) -> int:
             raise UsageError(f"--{name} and --claims: each claim says what it compares; leave --{name} out")
     if options.form == "latex":
         raise UsageError("--claims --latex: claims have no LaTeX form; use --markdown, --csv, --json or none of them")
-    if options.split not in SPLITS:
-        raise UsageError(f"--split {options.split}: there are {', '.join(SPLITS)}")
-    claims = read_claims(preset_file("claims", options.claims), options.rope)
-    where = pairs_of(options.where)
-    loaded = load_checked(options.paths, options.split, columns=options.columns, paired=options.paired)
-    if looked_at := sorted({run.study for run in loaded.runs if run.row.get("look")}):
-        raise UsageError(
-            f"--claims: {', '.join(looked_at)} was decided by looks, and claims have the p of a fixed number of seeds; "
-            "leave --claims out"
-        )
-    where_these(loaded.runs, where)
-    results = evaluate_claims(claims, partial(compare, options.paths, split=options.split, loaded=loaded), where)
+    results = claims_of(options, options.rope)
     printed = {"json": claims_json, "csv": claims_csv, "markdown": claims_markdown}.get(options.form, claims_text)
     print(printed(results), end="")
     return DONE

@@ -1,20 +1,26 @@
 """`segexp report PATH...`: the results of a comparison as one HTML page."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from segexp.commands import Parser, add_comparison_arguments, compared
+from segexp.commands import Parser, add_comparison_arguments, claims_of, compared
 from segexp.errors import DONE
 
 EPILOG = """\
-The page shows the answer, forest plots, means of arms, heat maps, image-by-image differences, learning curves,
-calibration, thresholds, diagnostics, sample predictions, failures, and a table of all runs, with the data as CSV. It is
-a single file that loads nothing, so it can be sent by mail and read offline. CSV files above 1 MB are written to
-<name>-data beside it.
+The page shows the answer, forest plots, means and distributions of arms, heat maps, image-by-image differences,
+learning curves, calibration, thresholds, ranks, tuned learning rates, diagnostics, sample predictions with their
+errors, failures, and a table of all runs, with the data as CSV. Figures show their numbers on hover, keyboard focus
+and tap. The page is a single file that loads nothing, so it can be sent by mail and read offline. CSV files above 1 MB
+are written to <name>-data beside it.
+
+--claims adds the outcomes that `segexp compare --claims` prints; --by, --reference, --metric and --rope are for the
+rest of the page. --note adds your own text: Markdown, without HTML and pictures.
 
 examples:
   segexp report outputs/nieradzik2021
   segexp report outputs/hidden --by hidden_activation -o hidden.html
+  segexp report outputs/hidden --claims nieradzik2021 --note conclusions.md
   segexp report laptop/runs.csv server/runs.csv --figures paper/figures --tables paper/tables
 """
 
@@ -24,6 +30,7 @@ def parser() -> Parser:
     add = parser.add_argument
     add_comparison_arguments(parser)
     add("-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page (default: report.html)")
+    add("--note", type=Path, metavar="FILE", help="a section with your own text, in Markdown")
     add("--figures", type=Path, metavar="DIR", help="also write the figures as PDF, PNG and SVG")
     add("--tables", type=Path, metavar="DIR", help="also write the tables as LaTeX and Markdown")
     return parser
@@ -32,11 +39,14 @@ def parser() -> Parser:
 def command(words: Sequence[str]) -> int:
     options = parser().parse_args(list(words))
 
-    from segexp.report.page import contents_of, refuse_foreign, write_figures, write_page, write_tables
+    from segexp.report.formats import claims_table
+    from segexp.report.page import contents_of, note_of, refuse_foreign, write_figures, write_page, write_tables
 
     refuse_foreign(options.out)
+    note = note_of(options.note) if options.note else None
+    claims = claims_table(claims_of(options)) if options.claims else None
     result = compared(options)
-    contents = contents_of(result)
+    contents = replace(contents_of(result), claims=claims, note=note)
     page, *beside = write_page(options.out, contents)
     print(result.headline)
     print(f"report: {page}")

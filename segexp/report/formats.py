@@ -16,7 +16,7 @@ from segexp.compare.formatting import MINUS, NOTHING, amount, design, limits, p_
 from segexp.compare.result import ALPHA, NO_CLASS, Answer, Block, Comparison, Metric, OverDatasets, Result
 from segexp.records.formatting import csv_table, markdown_table, pairs, pluralize, text_table
 from segexp.report import tables
-from segexp.report.tables import NUMBER, Table, clean, folders_of, last_name, notes_of, only_names
+from segexp.report.tables import NUMBER, TEXT, VERDICT, Table, clean, folders_of, last_name, notes_of, only_names
 
 WIDTH = 150
 
@@ -418,6 +418,16 @@ def claims_markdown(results: Sequence[ClaimResult]) -> str:
     of_runs = dict.fromkeys(warning for result in results for warning in result.of_runs)
     parts = [markdown_table(list(map(_claim_row, results))), markdown_list("Warnings", list(of_runs))]
     return "\n\n".join(part.rstrip("\n") for part in (*parts, _claims_note(results)) if part) + "\n"
+
+
+def claims_table(results: Sequence[ClaimResult]) -> Table:
+    """For the page: a row per result. The note says how to read it and has the warnings of the runs."""
+    columns = [("claim", TEXT), ("outcome", VERDICT), *((name, NUMBER) for name in ("difference", "95 %", "p Holm"))]
+    columns += [(name, TEXT) for name in ("why, and what would decide", "on", "rests on", "inference for", "warnings")]
+    rows = tuple(tuple(row[name] for name, _ in columns) for row in map(_claim_row, results))
+    of_runs = dict.fromkeys(warning for result in results for warning in result.of_runs)
+    note = " ".join([_claims_note(results), *(f"Warning: {warning}." for warning in of_runs)])
+    return Table("claims", "Outcomes", tuple(columns), rows, note)
 
 
 def claims_csv(results: Sequence[ClaimResult]) -> str:

@@ -122,5 +122,11 @@ for (const input of document.querySelectorAll(".samples input[type=range]")) {
   input.parentNode.hidden = false;
   set();
 }
+// The contents stay beside a wide page and are folded above a narrow one.
+const wide = matchMedia("(min-width: 76rem)"), contents = document.querySelector("nav details");
+const fold = () => { contents.open = wide.matches; };
+wide.addEventListener("change", fold);
+contents.addEventListener("click", event => { if (event.target.closest("a")) fold(); });
+fold();
 // What is folded on the screen is printed nevertheless.
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(d => { d.open = true; }));

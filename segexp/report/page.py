@@ -8,6 +8,7 @@ import base64
 import hashlib
 import itertools
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,12 +21,14 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 import segexp
+from segexp.compare.claims import NO_DATA, REFUTED, SUPPORTED, UNDETERMINED
 from segexp.compare.formatting import amount, difference, in_unit, limits, score, with_unit
 from segexp.compare.questions import QUESTIONS, answers_of
 from segexp.compare.result import METRICS, Answer, Block, Metric, Result, Verdict
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy
 from segexp.records import read_run, write_atomic
+from segexp.records.files import read_text
 from segexp.records.formatting import METADATA, STYLES, image_bytes, size, terms_of
 from segexp.records.runs import shown_state
 from segexp.report import figures, formats, tables
@@ -43,6 +46,9 @@ MAX_EMBEDDED = 10**6
 
 MAX_FIGURES, MAX_PICTURES = 2 * 10**6, 10**6
 """Bytes of figures and of sample predictions on a page, so that it stays below 5 MB: the first ones are shown."""
+
+MAX_NOTE = 2**17
+"""Bytes of the user's own text."""
 
 MAX_BLOCKS = 8
 """Blocks with figures; of further ones the page has the tables."""
@@ -85,13 +91,16 @@ class Chapter:
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything a report shows, for the page, the files of its figures and those of its tables."""
+    """Everything a report shows, for the page, the files of its figures and those of its tables. claims: of --claims;
+    note: HTML of the user's own text."""
 
     result: Result
     chapters: Sequence[Chapter]
     datasets: Sequence[Drawing]
     over_all: Sequence[Table]
     runs: Table
+    claims: Table | None = None
+    note: Markup | None = None
 
     def drawings(self) -> list[Drawing]:
         """All figures, the most important ones first: if they are too large for a page, it shows the first ones."""
@@ -106,7 +115,7 @@ class Contents:
     def tables(self) -> list[Table]:
         """All tables for a paper in their order, those without rows left out."""
         found = [table for c in self.chapters for table in (*c.tables, *(question.table for question in c.questions))]
-        return [table for table in (*found, *self.over_all) if table.rows]
+        return [table for table in (*found, *self.over_all, self.claims) if table is not None and table.rows]
 
 
 def contents_of(result: Result) -> Contents:
@@ -181,6 +190,24 @@ def _looks(result: Result) -> Looks:
     return looks_of(arms)
 
 
+def note_of(path: Path) -> Markup:
+    """The user's own text in Markdown (CommonMark and tables) as HTML: without HTML of its own, pictures, and links but
+    to web pages. Its headings become those of a section.
+
+    Raises UsageError for a file that is missing, above `MAX_NOTE` or not UTF-8.
+    """
+    from markdown_it import MarkdownIt
+
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    tokens = markdown.parse(read_text(path, MAX_NOTE))
+    for token in tokens:
+        if token.tag in ("h1", "h2", "h3", "h4"):
+            token.tag = f"h{int(token.tag[1]) + 2}"
+        for link in (child for child in token.children or () if child.type == "link_open"):
+            link.attrs = {key: at for key, at in link.attrs.items() if re.match("https?://", str(at))}
+    return Markup(markdown.renderer.render(tokens, markdown.options, {}))
+
+
 # The page
 
 
@@ -213,7 +240,7 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
         "colour": lambda arm: INK.get(looks[arm][0].lower(), looks[arm][0]) if arm in looks else "",
         "dice": lambda value: score(METRICS["dice"], value),
         "shape": lambda arm: SHAPES[STYLES.index(looks[arm][1])],
-        "chip": lambda verdict: CHIPS[Verdict(verdict).word],
+        "chip": lambda verdict: CHIPS[verdict.partition(",")[0]],
         "notes": notes_of,
     }
     environment.filters |= filters
@@ -285,8 +312,12 @@ CHIPS = {
     Verdict.EQUIVALENT: ("equivalent", "\u2248"),
     Verdict.INCONCLUSIVE: ("inconclusive", "?"),
     Verdict.NO_TEST: ("no", "\u2013"),
+    SUPPORTED: ("better", "\u2713"),
+    REFUTED: ("worse", "\u2717"),
+    UNDETERMINED: ("inconclusive", "?"),
+    NO_DATA: ("no", "\u2013"),
 }
-"""Verdict -> class and sign on the page."""
+"""Verdict, or outcome of a claim -> class and sign on the page."""
 
 
 def _facts(result: Result) -> list[tuple[str, str]]:

@@ -162,6 +162,24 @@ def test_layers_of_samples_are_chosen_and_faded(page: "Page") -> None:
     assert len(set(looks.values())) == 4
 
 
+@pytest.mark.parametrize("page", [{}, {"viewport": {"width": 390, "height": 844}}], indirect=True)
+def test_contents_stay_beside_a_wide_page_and_are_folded_on_a_phone(page: "Page") -> None:
+    wide, link = page.evaluate("innerWidth") > 1000, page.locator("nav a[href='#block-1-samples']")
+    assert link.is_visible() == wide
+    if not wide:
+        page.locator("nav summary").focus()
+        page.keyboard.press("Enter")
+    link.click()
+    assert link.is_visible() == wide
+    box = page.locator("#block-1-samples").bounding_box()
+    bar = page.locator("nav").bounding_box()
+    assert box is not None
+    assert bar is not None
+    # The heading is not behind the contents.
+    assert box["y"] >= (0 if wide else bar["height"]) - 1
+    assert box["x"] >= (bar["width"] if wide else 0)
+
+
 def test_runs_are_sorted_by_keyboard(page: "Page") -> None:
     header = page.locator("#table-runs thead th", has_text="Dice (points)")
     before = column(page, 7)
@@ -265,4 +283,5 @@ def test_without_scripts_tables_are_plain_and_whole(page: "Page") -> None:
     assert page.locator(".samples input[type=range]").first.is_hidden()
     assert page.locator(".sample .prediction").first.evaluate("e => getComputedStyle(e).opacity") == "0.5"
     assert page.locator(".tips title").count() > 100
+    assert page.locator("nav a[href='#runs']").is_visible()
     assert page.locator("thead button").count() == 0

@@ -1,8 +1,9 @@
 """segexp: which activation functions should my segmentation network use?
 
 From Python: `output_activation`, `hidden_activation`, `head`, `loss`, `build_model`, `audit`, `confusion_counts`,
-`run`, `load`, `use_plugins` and `read_collected`, documented in `segexp.api`, `segexp.records.tables` and
-docs/python.md. They are looked up when first used: `import segexp` itself imports nothing else.
+`run`, `load`, `use_plugins`, `read_collected`, `load_study` and `compare`, documented in `segexp.api`,
+`segexp.records.tables`, `segexp.notebook` and docs/python.md. They are looked up when first used: `import segexp`
+itself imports nothing else.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         run,
         use_plugins,
     )
+    from segexp.notebook import compare, load_study
     from segexp.records.tables import read_collected
 
 __version__ = "0.2.0"
@@ -27,10 +29,12 @@ __version__ = "0.2.0"
 __all__ = [
     "audit",
     "build_model",
+    "compare",
     "confusion_counts",
     "head",
     "hidden_activation",
     "load",
+    "load_study",
     "loss",
     "output_activation",
     "read_collected",
@@ -47,6 +51,10 @@ def __getattr__(name: str) -> Any:
         from segexp.records.tables import read_collected
 
         return read_collected
+    if name in ("compare", "load_study"):
+        from segexp import notebook
+
+        return getattr(notebook, name)
     from segexp import api
 
     return getattr(api, name)

@@ -4,8 +4,8 @@ import argparse
 import pkgutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-import segexp.compare
 from segexp.commands import Parser, add_comparison_arguments, claims_of, compared, names_of
 from segexp.errors import DONE, UsageError, printable
 
@@ -60,7 +60,8 @@ FORMS = {
 
 def _question_names() -> list[str]:
     """Without importing them: each is a module."""
-    return [*(module.name for module in pkgutil.iter_modules([f"{segexp.compare.__path__[0]}/questions"])), "all"]
+    folder = Path(__file__).parent.parent / "compare" / "questions"
+    return [*(module.name for module in pkgutil.iter_modules([str(folder)])), "all"]
 
 
 def parser() -> Parser:

@@ -227,10 +227,15 @@ def read_collected(path: Path | str) -> "pd.DataFrame":
     if b"image_id" in line:
         names = check_header(line, path, _in_images, lasting(IMAGES.keys() - _ARM), AGAIN)
         return read_typed(path, {name: IMAGES.get(name, float) for name in names})
-    header = _runs_header(line, path, lasting(KINDS))
+    return typed_runs(path.read_bytes(), _runs_header(line, path, lasting(KINDS)))
+
+
+def typed_runs(table: bytes, header: Sequence[str]) -> "pd.DataFrame":
+    """The content of runs.csv with the types of its columns."""
     kinds = KINDS | RARE | {name: float for name in header if name.startswith(OWN)}
-    text = read_typed(path, {name: kinds.get(name, str) for name in header})
-    return read_typed(path, {name: kinds.get(name) or _kind(name, set(text[name]) - {""}) for name in header})
+    text = read_typed(io.BytesIO(table), {name: kinds.get(name, str) for name in header})
+    kinds = {name: kinds.get(name) or _kind(name, set(text[name]) - {""}) for name in header}
+    return read_typed(io.BytesIO(table), kinds)
 
 
 def _kind(name: str, cells: set[str]) -> type:

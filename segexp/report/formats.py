@@ -306,6 +306,13 @@ def runs_csv(result: Result) -> str:
 
 
 def comparisons_csv(result: Result) -> str:
+    """`comparison_rows` as CSV."""
+    rows = comparison_rows(result)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return csv_table([_cells({name: row.get(name) for name in names}) for row in rows])
+
+
+def comparison_rows(result: Result) -> list[dict[str, Any]]:
     """A row per comparison; mean to high90 belong to the deciding interval."""
     rows: list[dict[str, Any]] = []
     columns = "method n_seeds n_folds n_images n_groups wins wins_low wins_high minimum_detectable target"
@@ -334,8 +341,7 @@ def comparisons_csv(result: Result) -> str:
             row |= {"warnings_of_block": only_names("; ".join(block.warnings), folders_of(result))}
             row |= {f"pivot_{part}": share for part, share in found.pivot.items()}
             rows.append(row)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return csv_table([_cells({name: row.get(name) for name in names}) for row in rows])
+    return rows
 
 
 def _every_block(result: Result) -> list[tuple[Metric, Block]]:

@@ -34,6 +34,7 @@ COMMANDS = {
     "evaluate": "score a finished run again: another split, threshold, resolution or data set",
     "predict": "write the masks of new images with a finished run, or with the best arm of a study",
     "export": "write the network of a finished run as ONNX, pt2, safetensors or for smp, and check the file",
+    "card": "write the model card of a run or the card of a study, a folder to upload to the Hugging Face Hub",
     "curves": "draw output or hidden activations and their gradients",
     "bench": "measure time and memory of hidden activations, relative to relu",
     "show": "summarise one run: settings, learning curves, scores, warnings",

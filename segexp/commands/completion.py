@@ -140,6 +140,7 @@ def _keys(chosen: dict[str, str]) -> dict[str, Sequence[str]]:
     keys["hydra/launcher"] = [*config.LAUNCHERS, *config.preset_names("hydra/launcher")]
     keys |= {f"hydra.launcher.{field.name}": () for field in dataclasses.fields(config.LocalOptions)}
     keys |= {option.name: option.choices for option in fields_of(config.Config) if option.name not in SECTIONS}
+    keys["tracking"] = ["none", *config.TRACKERS, *(f"[{name}]" for name in config.TRACKERS)]
     keys["metrics.scores"] = [f"[{name}]" for name in OWN_SCORES]
     chosen = {"dataset": "lesions"} | chosen
     for section in SECTIONS:

@@ -156,6 +156,7 @@ class Config:
     seed: Annotated[int, SEEDS] = REQUIRED
     outputs: str = REQUIRED
     resume: Annotated[str, ("auto", "never", "restart")] = REQUIRED
+    tracking: Annotated[Any, Since("none")] = REQUIRED  # "none", a name or a list of names of `TRACKERS`; [] for none
 
 
 def choice_config(group: str, name: str) -> type[Choice]:
@@ -202,6 +203,10 @@ LAUNCHERS = {"local": "", "submitit_slurm": "slurm", "ray": "ray"}
 """Names of ``hydra/launcher`` that run a sweep -> the extra of segexp that installs them, "" for none."""
 
 
+TRACKERS = {"csv": "", "tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
+"""Names of ``tracking``, which are the packages that they need -> the extra that installs it, "" for none."""
+
+
 @dataclass
 class LocalOptions:
     """``hydra.launcher.*`` of a sweep on this machine. Nothing here changes what a run is.
@@ -229,6 +234,7 @@ VOLATILE = (
     "sweep",
     "tuned",
     "resume",
+    "tracking",
     "dataset.name",
     "dataset.root",
     "dataset.group_file",

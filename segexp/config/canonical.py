@@ -23,6 +23,7 @@ from segexp.activations.output import (
 )
 from segexp.config import (
     CODE_GROUPS,
+    TRACKERS,
     Choice,
     Config,
     HeadConfig,
@@ -44,7 +45,7 @@ from segexp.models.architectures import ARCHITECTURES, NO_ENCODER, BackboneConfi
 from segexp.records import LONGEST, NUMERICS, flatten
 from segexp.records.formatting import pluralize
 from segexp.records.scores import COLOR, OWN_SCORES
-from segexp.registry import REQUIRED, Option, Range, check_option, checked_options, fields_of
+from segexp.registry import REQUIRED, Option, Range, check_option, checked_options, fields_of, nearest
 
 log = logging.getLogger("segexp")
 
@@ -212,6 +213,7 @@ def resolve(config: Config) -> Config:
         head=HeadConfig(mode),
         sweep=SweepConfig(None, None),
         outputs=str(place("outputs", config.outputs)),
+        tracking=canonical_tracking(config.tracking),
         backbone=dataclasses.replace(config.backbone, weights=weights),
     )
     root = getattr(config.dataset, "root", None)
@@ -245,6 +247,15 @@ def _canonical_scores(config: Config) -> MetricsConfig:
     if names and config.metrics.unit == "case":
         raise UsageError(f"metrics.scores={names} are of images: with metrics.unit=case leave metrics.scores out")
     return dataclasses.replace(config.metrics, scores=names or None)
+
+
+def canonical_tracking(given: Any) -> list[str]:
+    """The trackers that ``tracking`` names, each once and in order; [] for none. Raises UsageError."""
+    names = given if isinstance(given, list) else [given]
+    known = [*TRACKERS, *(["none"] if len(names) == 1 else [])]
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"unknown tracking '{unknown[0]}'{nearest(str(unknown[0]), known)}")
+    return [name for name in TRACKERS if name in names]
 
 
 def _canonical_backbone(config: Config) -> BackboneConfig:

@@ -196,6 +196,8 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
             raise UsageError(f"'{text}': {unknown_key(key, ())}; keys cannot be added")
         if override.is_delete():
             raise UsageError(f"'{text}': keys cannot be deleted; set {key}=null where that is allowed")
+        if key == "tracking" and override.is_sweep_override():
+            raise UsageError(f"'{text}' would repeat one run: several trackers are a list, tracking=[csv,mlflow]")
         parsed.append(override)
     return parsed
 

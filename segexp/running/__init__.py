@@ -41,6 +41,7 @@ from segexp.records.process import OwnedError, ownership, usable_cores
 from segexp.records.runs import FINAL
 from segexp.registry.plugins import LOADED, no_exit
 from segexp.running.splits import check_method, check_unit, drawn_split
+from segexp.tracking import check_installed
 
 log = logging.getLogger("segexp")
 
@@ -127,6 +128,7 @@ def opened(config: Config, bad: dict[str, str] | None = None) -> tuple[ImageSet,
 @no_exit()
 def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
     """Read, check and split the data, and name the run. Raises UsageError before anything is written."""
+    check_installed(config.tracking)
     dataset = dataset or load_dataset(config)
     image_set, facts = dataset.image_set, dataset.facts
     split, warnings = checked_split(config, image_set, facts)

@@ -45,6 +45,7 @@ from segexp.running import (
 )
 from segexp.running.build import InitialNetwork, head_record, initial_network, make_scorer, make_task, order_sha
 from segexp.running.finalize import finalize, finalize_diverged
+from segexp.tracking import track
 from segexp.training.loop import begin, restore, train, write_progress
 
 log = logging.getLogger("segexp")
@@ -123,6 +124,7 @@ def _recorded(
     if (run_dir / "checkpoints" / "last.pt").exists():
         _add_earlier_attempt(record, earlier)
     _write_beginning(spec, initial, record)
+    finish_tracking = track(run_dir, spec.config.tracking)
     try:
         try:
             summary = _train_and_score(spec, initial, record, stop)
@@ -153,6 +155,9 @@ def _recorded(
         record["seconds"] = round(record["seconds"] + time.perf_counter() - begun, 3)
         write_json(run_dir / "run.json", record)
         log.info("%s", ": ".join(filter(None, (record["status"], record["error"]))))
+        if failures := finish_tracking():
+            record["warnings"] += failures
+            write_json(run_dir / "run.json", record)
     _remove_last(spec, record["status"], record.get("summary", {}))
     return outcome_of(run_dir, record)
 

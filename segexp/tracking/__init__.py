@@ -1,1 +1,66 @@
-"""Runs in the tools people watch them with: TensorBoard, MLflow, W&B, CSV."""
+"""Runs in the tools people watch them with. Each tracker of a run is a process of its own, which reads the files that
+the run writes: it can neither slow the run, nor draw its random numbers, nor let it fail. No torch."""
+
+import importlib.util
+import logging
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from subprocess import PIPE, Popen, TimeoutExpired
+
+from segexp.config import TRACKERS
+from segexp.errors import UsageError
+from segexp.records.owned import entered
+
+FOLDER = "tracking"  # of a run directory: what trackers write, and their logs
+LIMIT_SECONDS = 20.0  # how long the end of a run waits for its trackers
+
+CODE = "import sys; sys.path.append(sys.argv.pop(1)); from segexp.tracking.process import main; main()"
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Raise UsageError where the package of a tracker is not installed."""
+    for name in names:
+        if TRACKERS[name] and importlib.util.find_spec(name) is None:
+            raise UsageError(f"tracking={name} is not installed: pip install 'segexp[{TRACKERS[name]}]'")
+
+
+def track(run_dir: Path, names: Sequence[str]) -> Callable[[], list[str]]:
+    """Start the trackers of a run. Returns what to call when the end of the run is recorded: it waits until they have
+    reported that, and returns a line for each that failed. Failures are logged at once."""
+    over, failures = threading.Event(), list[str]()
+
+    def follow(name: str) -> None:
+        words = [sys.executable, "-c", CODE, str(Path(__file__).parents[2]), str(run_dir.absolute()), name]
+        try:
+            with entered(run_dir, FOLDER, make=True) as folder, folder.open(f"{name}.log", "w+b") as log:
+                # In a session of its own, as Ctrl-C is for the run.
+                process = Popen(words, stdin=PIPE, stdout=log, stderr=log, start_new_session=True)
+                while process.poll() is None and not over.wait(0.5):
+                    pass
+                try:
+                    process.communicate(timeout=LIMIT_SECONDS)  # closes stdin
+                except TimeoutExpired:
+                    process.kill()
+                    process.communicate()
+                log.seek(0)
+                printed = log.read().decode(errors="replace").splitlines()[-1:]
+            reason = ": ".join([f"exit code {process.returncode}", *printed]) if process.returncode else ""
+        except (OSError, UsageError) as error:
+            reason = str(error)
+        if reason:
+            failures.append(f"tracking={name} failed, without effect on the run: {reason[:300]}")
+            logging.getLogger("segexp").warning("%s", failures[-1])
+
+    threads = [threading.Thread(target=follow, args=(name,), daemon=True) for name in names]
+
+    def finish() -> list[str]:
+        over.set()
+        for thread in threads:
+            thread.join()
+        return failures
+
+    for thread in threads:
+        thread.start()
+    return finish

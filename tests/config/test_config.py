@@ -23,7 +23,7 @@ from segexp.registry import NOT_NEGATIVE, Option, Range, Since
 
 VOLATILE = {
     "outputs", "study.name", "study.protocol", "study.budget", "sweep.pairs", "sweep.exclude", "tuned", "resume",
-    "dataset.name", "dataset.root", "dataset.group_file", "dataset.max_pixels", "trainer.device",
+    "tracking", "dataset.name", "dataset.root", "dataset.group_file", "dataset.max_pixels", "trainer.device",
     "trainer.threads", "trainer.workers", "trainer.keep_last",
     "trainer.wait", "dataset.class_names", "split.method",
     *(f"dataset.{key}" for key in ("class_colors", "channel_names", "licence", "citation", "url", "download")),
@@ -67,7 +67,7 @@ def another(value: Any) -> Any:
         return value + 1
     if isinstance(value, str):
         return f"{value}x"
-    return [*value, value[-1]] if isinstance(value, list) else 1
+    return [*value, *(value[-1:] or [1])] if isinstance(value, list) else 1
 
 
 def all_keys() -> list[tuple[str, str]]:
@@ -211,7 +211,7 @@ def test_a_record_without_a_later_option_means_as_before(default: Config) -> Non
     assert complete["loss"]["terms"]["dice"]["border"] is False
     assert config_of(tree).trainer.ema == 0.0  # type: ignore[attr-defined]
     assert "ema" not in tree["trainer"]
-    assert as_before({"seed": 3}) == {"seed": 3}
+    assert as_before({"seed": 3}) == {"seed": 3, "tracking": "none"}
     assert as_before({"trainer": {"ema": 0.7}})["trainer"]["ema"] == 0.7
 
 

@@ -37,7 +37,7 @@ NOT_DEFAULT = (
     "dataset.class_colors=['#000000','#ff0000','#00ff00']", "dataset.channel_names=[T1,'a, b']",
     "dataset.licence='CC BY 4.0'", "dataset.citation='A et al., 2020'", "dataset.url='https://example.org/?a=b&c'",
     "dataset.mask_antialias=true", "dataset.mask_other=ignore", "dataset.orientation=upright", "dataset.pages=slices",
-    "dataset.download=true",
+    "dataset.download=true", "tracking=[csv]",
 )  # fmt: skip
 
 TEXTS = (

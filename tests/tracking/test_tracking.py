@@ -1,0 +1,161 @@
+"""``tracking``: what is refused, what a run reports, and that no tracker can harm a run."""
+
+import importlib.util
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tables, tiny_config, tiny_run
+from tracked import in_csv
+
+import segexp.tracking
+from segexp.config import TRACKERS
+from segexp.config.compose import compose, hydra_session, recorded_overrides
+from segexp.errors import UsageError
+from segexp.records import read_run, text_rows
+from segexp.running import prepare
+from segexp.tracking import check_installed, track
+from segexp.tracking.process import TOOLS, follow
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run(tmp_path_factory.mktemp("without")).run_dir
+
+
+@pytest.fixture(scope="module")
+def with_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run(tmp_path_factory.mktemp("with"), "tracking=csv").run_dir
+
+
+def test_every_tracker_is_a_tool():
+    assert list(TOOLS) == list(TRACKERS)
+
+
+@pytest.mark.parametrize(("given", "names"), [
+    ("none", []), ("[]", []), ("csv", ["csv"]), ("[wandb,csv,wandb]", ["csv", "wandb"]),
+])  # fmt: skip
+def test_one_name_or_a_list(given: str, names: list[str], tmp_path: Path):
+    assert tiny_config(tmp_path, f"tracking={given}").tracking == names
+
+
+@pytest.mark.parametrize(("given", "cure"), [
+    ("mlfow", "did you mean mlflow?"), ("[csv,none]", "valid: csv, tensorboard"), ("null", "did you mean none?"),
+    ("csv,mlflow", "tracking=[csv,mlflow]"), ("{csv:1}", "unknown tracking"),
+])  # fmt: skip
+def test_another_name_is_refused(given: str, cure: str):
+    with hydra_session() as extra, pytest.raises(UsageError) as refused:
+        compose([f"tracking={given}"], extra)
+    assert cure in str(refused.value)
+
+
+def test_a_missing_package_is_refused_before_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    config = tiny_config(tmp_path, "tracking=[csv,mlflow]")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    check_installed(["csv"])
+    with pytest.raises(UsageError, match=r"pip install 'segexp\[mlflow\]'"):
+        prepare(config)
+
+
+def test_a_tracked_run_is_the_same_run_with_the_same_tables(without: Path, with_csv: Path):
+    assert with_csv.name == without.name
+    assert tables(with_csv) == tables(without)
+    assert read_run(with_csv)["warnings"] == read_run(without)["warnings"]
+    assert not (without / "tracking").exists()
+
+
+def test_a_recorded_run_keeps_its_trackers_and_an_earlier_one_has_none(with_csv: Path, tmp_path: Path):
+    assert "tracking=['csv']" in recorded_overrides(with_csv, [])
+    text = (with_csv / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("tracking:\n- csv\n", ""))
+    assert "tracking='none'" in recorded_overrides(tmp_path, [])
+
+
+def test_the_scalars_are_those_of_the_run(with_csv: Path):
+    points, record = in_csv(with_csv), read_run(with_csv)
+    rows = text_rows(with_csv / "epochs.csv", "epochs")
+    for split in ("train", "val"):
+        for name in ("loss", "dice", "lr"):
+            expected = [(int(row["epoch"]), float(row[name])) for row in rows if row["split"] == split]
+            assert points[f"{split}/{name}"] == expected
+    (look,) = [r for r in text_rows(with_csv / "diagnostics.csv", "diagnostics")
+               if r["probe"] == "train" and r["depth"] == "1"]  # fmt: skip
+    assert points[f"hidden/{look['site']}/saturated"] == [(int(look["epoch"]), float(look["saturated"]))]
+    assert points["final/dice"] == [(2, record["summary"]["dice"])]
+    assert points["final/hidden/saturated"] == [(2, record["diagnostics"]["saturated"])]
+    assert "final/seed" not in points
+
+
+def test_a_finished_run_is_not_tracked_again(with_csv: Path):
+    before = (with_csv / "tracking" / "metrics.csv").stat().st_mtime_ns
+    assert tiny_run(with_csv.parent.parent, "tracking=csv").skipped
+    assert (with_csv / "tracking" / "metrics.csv").stat().st_mtime_ns == before
+
+
+def test_a_tracker_that_cannot_start_is_a_warning(tmp_path: Path):
+    run_dir = prepare(tiny_config(tmp_path, "tracking=csv")).run_dir
+    run_dir.mkdir(parents=True)
+    (run_dir / "tracking").symlink_to(tmp_path)
+    outcome = tiny_run(tmp_path, "tracking=csv")
+    (warning,) = (line for line in read_run(run_dir)["warnings"] if "tracking" in line)
+    assert outcome.status == "done"
+    assert warning.startswith("tracking=csv failed, without effect on the run: ")
+    assert "symbolic link" in warning
+    assert warning in (run_dir / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(("code", "reason"), [
+    ("import sys; sys.exit('ValueError: first')", "exit code 1: ValueError: first"),
+    ("import time; print('waiting', flush=True); time.sleep(60)", "exit code -9: waiting"),
+])  # fmt: skip
+def test_one_that_fails_or_hangs_is_stopped_and_named(
+    code: str, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(segexp.tracking, "CODE", code)
+    monkeypatch.setattr(segexp.tracking, "LIMIT_SECONDS", 0.5)
+    begun = time.monotonic()
+    (failure,) = track(tmp_path, ["csv"])()
+    assert failure.endswith(reason)
+    assert time.monotonic() - begun < 5
+
+
+def sent_by(run_dir: Path, held: int = 0) -> tuple[Any, list[Any]]:
+    """The tags, and what was sent to a tool that holds these epochs of the run."""
+    tags: dict[str, str] = {}
+    sent: list[Any] = []
+
+    def tool(run: Any, given: Any) -> Any:
+        tags.update(given)
+        return held, lambda *what: sent.append(what)
+
+    ended = threading.Thread(target=lambda: None)
+    ended.start()
+    follow(run_dir, tool, ended)
+    return tags, sent
+
+
+def test_epochs_that_a_tool_holds_are_not_sent_again_and_none_in_part(with_csv: Path, tmp_path: Path):
+    for name in ("run.json", "epochs.csv", "diagnostics.csv"):
+        (tmp_path / name).write_bytes((with_csv / name).read_bytes())
+    rows = (tmp_path / "epochs.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "epochs.csv").write_text("".join(rows[:3]))  # epoch 1
+    looks = (tmp_path / "diagnostics.csv").read_text()
+    (tmp_path / "diagnostics.csv").write_text(looks + looks.split("\n", 1)[1].replace(",train,1,", ",train,2,"))
+    _, ((epochs, *rest), (last, status, pictures)) = sent_by(tmp_path)
+    assert (set(epochs), rest) == ({1}, ["", []])
+    assert (set(last), status, pictures) == ({1}, "done", [])
+    assert "final/dice" in last[1]
+    assert len(sent_by(tmp_path, held=1)[1]) == 1  # the end
+
+
+def test_all_attempts_are_one_tracked_run(with_csv: Path, tmp_path: Path):
+    record = json.loads((with_csv / "run.json").read_text())
+    other = {"started": "2030-01-01T00:00:00+00:00"}
+    ids = []
+    for changed in ({}, other | {"earlier_attempts": [{"started": record["started"]}]}, other):
+        (tmp_path / "run.json").write_text(json.dumps(record | changed))
+        ids.append(sent_by(tmp_path)[0]["id"])
+    assert ids[0] == ids[1] != ids[2]

@@ -30,7 +30,7 @@ Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Columns = str | Mapping[str, str] | None  # as --columns, or role -> column
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class StudyFrames:
     """What `load_study` reads: a row per run; per run, image and class; per run, epoch and split (none of tables).
 
@@ -45,11 +45,13 @@ class StudyFrames:
     paths: tuple[Path, ...]
     split: str
 
-    def _repr_html_(self) -> str:
+    def __repr__(self) -> str:
         names, n_images = ", ".join(path.name for path in self.paths), self.images["image_id"].nunique()
-        counts = f"{pluralize(len(self.runs), 'run')}, {pluralize(n_images, 'image')} of {self.split}"
+        return f"{names}: {pluralize(len(self.runs), 'run')}, {pluralize(n_images, 'image')} of {self.split}"
+
+    def _repr_html_(self) -> str:
         states = pd.crosstab(self.runs["arm"], self.runs["status"].map(shown_state))
-        return f"<p>{html.escape(f'{names}: {counts}')}</p>{states.to_html()}{_list(self.loaded.problems)}"
+        return f"<p>{html.escape(repr(self))}</p>{states.to_html()}{_list(self.loaded.problems)}"
 
 
 def load_study(
@@ -91,7 +93,7 @@ def _images(run: Run, arm: str, split: str) -> pd.DataFrame:
     return pd.DataFrame({**facts, "split": split, **ids, "class_id": layout.classes * N, **dict(counts), **scores})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StudyComparison:
     """What `compare` finds. result: everything, as plain data."""
 
@@ -127,6 +129,9 @@ class StudyComparison:
                 raise UsageError("there is no forest plot, because no comparison was tested: see warnings")
             drawn[0].figure.canvas.draw()  # with the style, which ticks take when they are made
         return drawn[0].figure
+
+    def __repr__(self) -> str:
+        return self.headline
 
     def _repr_html_(self) -> str:
         text = f"<p><b>{html.escape(self.headline)}</b></p>{_list(self.warnings)}"

@@ -1,5 +1,7 @@
 """Studies in a notebook: typed frames, and comparisons that display themselves with the numbers of the command line."""
 
+import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +20,8 @@ from segexp.errors import UsageError
 from segexp.notebook import StudyFrames
 from segexp.records import write_table
 from segexp.records.tables import collect
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +96,7 @@ def test_a_data_frame_is_read_like_the_table_that_it_would_be(tmp_path: Path):
     assert repr(plain[0]) == repr(plain[1])
     assert one.verdict == "better"
     frame.loc[7, "DSC"] = 87.0
-    with pytest.raises(UsageError, match=r"DataFrame, line 7: dice is not between 0 and 1"):
+    with pytest.raises(UsageError, match=r"DataFrame, row 7: dice is not between 0 and 1"):
         segexp.compare(frame, **how)
     loaded = segexp.load_study(tmp_path / "t.csv", columns=columns)
     assert loaded.images.groupby("arm").size().to_dict() == {"segformer": 240, "unet": 240}
@@ -124,3 +128,23 @@ def test_the_package_is_called_before_and_after_it_is_imported_and_needs_no_torc
     ]
     seen = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
     assert seen.stdout == "no test no test False\n"
+
+
+@pytest.mark.slow
+def test_the_notebook_of_the_docs_runs_and_holds_no_path(monkeypatch: pytest.MonkeyPatch):
+    for name in ("nbclient", "nbformat", "ipykernel"):
+        pytest.importorskip(name)
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
+    import notebook
+
+    stored = json.loads(notebook.PAGE.read_text())
+    again = notebook.executed()
+    shapes = []
+    for cells in (stored["cells"], again["cells"]):
+        of_outputs = [[(o["output_type"], sorted(o.get("data", ()))) for o in c.get("outputs", ())] for c in cells]
+        shapes.append((["".join(cell["source"]) for cell in cells], of_outputs))
+    assert shapes[0] == shapes[1]
+    assert "error" not in {kind for of_cell in shapes[0][1] for kind, _ in of_cell}
+    text = notebook.PAGE.read_text()
+    assert len(text) < 300_000
+    assert not re.search(r"/(tmp|home|root|Users|var)/|" + re.escape(str(Path.cwd())), text)

@@ -11,10 +11,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from segexp.errors import UsageError
 from segexp.records import tables
@@ -41,12 +40,11 @@ ROLES = {"arm": "arms", **_TEXTS, **_COUNTS, **_SCORES}
 """Roles of columns, as --columns names them, and what they hold."""
 
 _OF_COUNTS = ("dice", "iou")  # computed where tp, fp and fn are known, so that empty masks count as in our runs
+_RUN, _IMAGE = ["dataset", "fold", "arm", "seed"], ["dataset", "image"]
 
 
-@dataclass(frozen=True)
-class Source:
-    """What a path holds. keys: columns of the arm; frame: role or score -> texts, arm -> levels, indexed by place in a
-    file; note: how it was read."""
+class Source(NamedTuple):
+    """A table. keys: columns of the arm; frame: role or score -> texts, arm -> levels, by place; note: how read."""
 
     path: Path
     keys: tuple[str, ...]
@@ -62,13 +60,14 @@ def load(paths: Sequence[Path], split: str = "test", columns: str | None = None,
     Raises UsageError for what cannot be read or contradicts itself, and for both kinds in one call.
     """
     own = [path for path in paths if not (path.is_file() if columns else is_foreign(path))]
-    if len(own) == len(paths) and not columns and not paired:
+    if len(own) == len(paths) and not (columns or paired):
         return tables.load(paths, split)
     if own:
-        kind = "table" if columns else "result of another program"
-        raise UsageError(f"{own[0]} is no {kind}: compare runs of segexp and nnU-Net apart, without --columns")
+        wrong = "is no table of another program: compare it apart, without --columns and --paired"
+        raise UsageError(f"{own[0]} {wrong if own[0].exists() else 'does not exist; check the path'}")
     given = columns_in(columns)
-    return loaded([_source(path, given, split) for path in paths], paired)
+    read = [_nnunet(path) if _summaries(path) else read_table(path, [*given.values()]) for path in paths]
+    return loaded([of_table(table, given, split) for table in read], paired)
 
 
 def is_foreign(path: Path) -> bool:
@@ -83,20 +82,13 @@ def columns_in(text: str | None) -> dict[str, str]:
     """Role -> column of --columns. Raises UsageError for anything else."""
     chosen: dict[str, str] = {}
     for part in re.split(r",(?=\s*\w+=)", text) if text else ():
-        role, equals, column = (word.strip() for word in part.partition("="))
-        if not (equals and column):
-            raise UsageError(f"--columns {text}: '{part}' is not ROLE=COLUMN, for example arm=model,image=case")
-        if role not in ROLES or role in chosen:
-            wrong = f"unknown role '{role}'{nearest(role, ROLES)}" if role not in ROLES else f"{role} is given twice"
+        role, _, column = (word.strip() for word in part.partition("="))
+        if not column or role not in ROLES or role in chosen:
+            wrong = "given twice" if role in chosen else f"an unknown role{nearest(role, ROLES)}"
+            wrong = f"{role} is {wrong}" if column else f"'{part}' is not ROLE=COLUMN, for example arm=model,image=case"
             raise UsageError(f"--columns {text}: {wrong}")
         chosen[role] = column
     return chosen
-
-
-def _source(path: Path, given: Mapping[str, str], split: str) -> Source:
-    if path.is_file() and path.suffix != ".json":
-        return of_table(read_table(path, [*given.values()]), given, split)
-    return _of_nnunet(path)
 
 
 def of_table(table: Table, given: Mapping[str, str], split: str = "test") -> Source:
@@ -105,42 +97,41 @@ def of_table(table: Table, given: Mapping[str, str], split: str = "test") -> Sou
     import pandas as pd
 
     names, scored = _columns_of(table, given)
-    whole = pd.DataFrame([*table.rows], index=[f"{table.path}, line {line}" for line in table.lines])
+    unit = "line" if table.path.suffix else "row"
+    whole = pd.DataFrame([*table.rows], index=[f"{table.path}, {unit} {number}" for number in table.lines])
     parts = whole[names["split"][0]] if "split" in names else ["test"] * len(whole)
     rows = whole[[PARTS.get(part.casefold(), part) == split for part in parts]]
     if not len(rows):
-        raise UsageError(
-            f"{table.path} has no rows of split {split}; --columns split=COLUMN names the column of splits"
-        )
+        raise UsageError(f"{table.path} has no rows of split {split}; name the column: --columns split=COLUMN")
     texts = {role: rows[of[0]] for role, of in names.items() if role in (*_TEXTS, *_COUNTS)}
     arms = [*zip(*(rows[name] for name in names["arm"]), strict=True)]
     frame = pd.DataFrame({**texts, "arm": arms, **{s.name: rows[name] for s, name in scored.items()}}, rows.index)
-    left, used = len(whole) - len(rows), {name for of in names.values() for name in of}
-    unused, own = [name for name in table.columns if name not in used], [s for s in scored if s.name.startswith(OWN)]
-    note = f"{table.path} read with " + ", ".join(f"{role}={'+'.join(of)}" for role, of in names.items())
-    note += f"; {pluralize(left, 'row')} of other splits left out" if left else ""
-    note += f"; not used: {some(unused)}" if unused else ""
-    note += "".join(f"; {s.title}: {'higher' if s.higher_is_better else 'lower'} is better, as given" for s in own)
-    note += "" if "seed" in names else "; no seeds, so each arm is one run"
-    return Source(table.path, tuple(names["arm"]), tuple(scored), frame, note)
+    unused = [name for name in table.columns if name not in {name for of in names.values() for name in of}]
+    notes = [f"{table.path} read with " + ", ".join(f"{role}={'+'.join(of)}" for role, of in names.items())]
+    notes += [f"{pluralize(len(whole) - len(rows), 'row')} of other splits left out"] if len(rows) < len(whole) else []
+    notes += [f"not used: {some(unused)}"] if unused else []
+    own = [score for score in scored if score.name.startswith(OWN)]
+    notes += [f"{s.title}: {'higher' if s.higher_is_better else 'lower'} is better, as given" for s in own]
+    notes += [] if "seed" in names else ["no seeds, so each arm is one run"]
+    return Source(table.path, tuple(names["arm"]), tuple(scored), frame, "; ".join(notes))
 
 
 def _columns_of(table: Table, given: Mapping[str, str]) -> tuple[dict[str, list[str]], dict[Score, str]]:
     """Role -> its columns, and score -> its column. Raises UsageError for what is missing or contradicts a score."""
-    chosen = dict(given)
-    for name in [name for name in table.columns if name.removesuffix("_id") in ROLES]:
+    chosen, scores_given = dict(given), not given.keys().isdisjoint(_SCORES)
+    for name in [name for name in table.columns if name not in given.values()]:
         role = name.removesuffix("_id")
-        if role != "error" and not (role in _SCORES and given.keys() & _SCORES.keys()):
+        if role in ROLES and role != "error" and not (role in _SCORES and scores_given):
             chosen.setdefault(role, name)
+    counted = chosen.keys() >= _COUNTS.keys()
+    needed = ["arm", "image", *(["score"] if not counted and chosen.keys().isdisjoint(_SCORES) else [])]
+    chosen = dict(zip(needed, needed, strict=True)) | chosen
     names = {role: [c] if c in table.columns else [n.strip() for n in c.split("+")] for role, c in chosen.items()}
-    counted = names.keys() >= _COUNTS.keys()
-    if not counted and not names.keys() & _SCORES.keys():
-        names["score"] = ["score"]
-    for role, of_role in ({"arm": ["arm"], "image": ["image"]} | names).items():
-        for name in of_role:
-            table.check_column(name, f"--columns {role}", ROLES[role])
+    if len({column_of(name) for name in names["arm"]}) < len(names["arm"]):
+        raise UsageError(f"{table.path}: the columns {', '.join(names['arm'])} differ too little; rename one of them")
     scored: dict[Score, str] = {}
-    for role, name in [(role, name) for role, of_role in names.items() if role in _SCORES for name in of_role]:
+    for role, name in [(role, name) for role, of_role in names.items() for name in of_role]:
+        table.check_column(name, f"--columns {role}", ROLES[role])
         known = SCORES.get(role if role in PER_IMAGE else name.lower())
         if known is None or not known.per_image:
             own = OWN + re.sub(r"\W|^(?=\d)", "_", name)
@@ -148,7 +139,7 @@ def _columns_of(table: Table, given: Mapping[str, str]) -> tuple[dict[str, list[
         elif role in ("score", "error") and known.higher_is_better != (role == "score"):
             better = "higher" if known.higher_is_better else "lower"
             raise UsageError(f"--columns {role}={name}: {better} is better in {name}; write {known.name}={name}")
-        if not (counted and known.name in _OF_COUNTS):
+        if role in _SCORES and not (counted and known.name in _OF_COUNTS):
             scored[known] = name
     return names, scored
 
@@ -163,26 +154,22 @@ def _summaries(path: Path) -> list[Path]:
     return next(filter(None, found), [])
 
 
-def _of_nnunet(path: Path) -> Source:
-    """Every case of the summaries of a folder; an arm is a folder TRAINER__PLANS__CONFIGURATION. Raises UsageError."""
-    import pandas as pd
-
-    rows: dict[str, dict[str, Any]] = {}
+def _nnunet(path: Path) -> Table:
+    """Every case and class of the summaries of a folder; an arm is a folder TRAINER__PLANS__CONFIGURATION."""
+    rows: list[dict[str, str]] = []
     for file in map(Path, map(os.path.abspath, _summaries(path))):
-        about: dict[str, Any] = {"arm": (file.parent.name,)}
+        about = {"arm": file.parent.name}
         if file.parent.name == "validation" and file.parts[-3].startswith("fold_"):
-            about = {"arm": (file.parts[-4],), "fold": file.parts[-3].removeprefix("fold_"), "dataset": file.parts[-5]}
+            about = {"arm": file.parts[-4], "fold": file.parts[-3].removeprefix("fold_"), "dataset": file.parts[-5]}
         if about.get("fold") != "all":  # scored on its own training images
-            rows |= _cases(file, about)
+            rows += _cases(file, about)
     if not rows:
         raise UsageError(f"{path} holds no case of a fold or test set (fold_all is scored on its training images)")
-    frame, note = pd.DataFrame.from_dict(rows, orient="index"), "read as results of nnU-Net, scores from TP, FP and FN"
-    return Source(path, ("arm",), (), frame, f"{path} {note}")
+    return Table(path.with_suffix(""), ",", tuple(rows[0]), tuple(rows), tuple(range(1, len(rows) + 1)))
 
 
-def _cases(file: Path, about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Place in the file -> case, class and their counts as texts."""
-    content, rows = read_json(file), {}
+def _cases(file: Path, about: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    content = read_json(file)
     cases = content.get("metric_per_case") if isinstance(content, dict) else None
     if not isinstance(cases, list):
         raise UsageError(f"{file} is no summary.json of nnU-Net v2, as it has no metric_per_case: evaluate with v2")
@@ -191,11 +178,9 @@ def _cases(file: Path, about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             name = re.split(r"[\\/]", case.get("reference_file") or case["prediction_file"])[-1]
             image = re.sub(r"(\.nii\.gz|\.[^.]+)$", "", name)
             for label, found in case["metrics"].items():
-                counts = {role: str(found[role.upper()]) for role in _COUNTS}
-                rows[f"{file}, case {n}, class {label}"] = {**about, "image": image, "class": label, **counts}
+                yield {**about, "image": image, "class": label, **{role: str(found[role.upper()]) for role in _COUNTS}}
         except (KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{file}, case {n} lacks what nnU-Net v2 writes ({error!r}): evaluate again") from None
-    return rows
 
 
 def loaded(sources: Sequence[Source], paired: bool = False) -> tables.Loaded:
@@ -210,33 +195,30 @@ def loaded(sources: Sequence[Source], paired: bool = False) -> tables.Loaded:
     if paired and "seed" not in texts:
         raise UsageError("--paired: there is no column of seeds to pair; name it with --columns seed=COLUMN")
     counted = {*_COUNTS} <= {*texts}
-    scores = (*(SCORES[name] for name in _OF_COUNTS if counted), *first.scores)
+    scores = {score.name: score for score in (*(SCORES[name] for name in _OF_COUNTS if counted), *first.scores)}
     frame = _with_numbers(texts, scores, counted)
-    place = ["dataset", "image", "class"]
-    _refuse_two(frame, ["fold", "arm", "seed", *place], "", "remove one, or name the column that tells them apart")
-    _refuse_two(frame, place[:2], "group", "give the image one group")
-    _refuse_two(frame, place, "n_gt", "score all arms on the same references (tp + fn)")
-    id_of, notes = _numbered("classes", frame["class"], 1)
+    _refuse_two(frame, [*_RUN, "image", "class"], "", "remove one, or name the column that tells them apart")
+    _refuse_two(frame, _IMAGE, "group", "give the image one group")
+    _refuse_two(frame, [*_IMAGE, "class"], "n_gt", "score all arms on the same references (n_gt = tp + fn)")
+    id_of, of_classes = _numbered("classes", frame["class"], 1)
     seed_of, of_seeds = _numbered("seeds", frame["seed"], 0)
-    shared = {"status": "done", "empty_policy": "reference", PAIRING: STATED if paired else UNPROVEN}
-    shared |= {"distance_unit": UNKNOWN}
-    if any(label not in ("", str(n)) for label, n in id_of.items()):
-        label_of = {n: label for label, n in id_of.items()}
-        shared["config_dataset_class_names"] = json.dumps([label_of.get(n, "") for n in range(max(label_of) + 1)])
-    if own := {s.name.removeprefix(OWN): facts(s) for s in first.scores if s.name.startswith(OWN)}:
-        shared["scores"] = json.dumps(own)
     frame["class_id"], frame["seed"] = frame["class"].map(id_of), frame["seed"].map(seed_of).astype(str)
-    runs = _runs(frame.sort_values(["image", "class_id"], kind="stable"), first, [s.name for s in scores], shared)
-    problems = [*(source.note for source in sources), *of_seeds, *notes, *_lacking(frame)]
-    return tables.Loaded(tuple(runs), tuple(problems), first.keys, tuple(score.name for score in scores))
+    shared = {PAIRING: STATED if paired else UNPROVEN, "empty_policy": "reference", "distance_unit": UNKNOWN}
+    if of_classes:
+        shared["config_dataset_class_names"] = json.dumps(["", *id_of])
+    shared["scores"] = json.dumps({n.removeprefix(OWN): facts(s) for n, s in scores.items() if n.startswith(OWN)})
+    runs = _runs(frame.sort_values(["image", "class_id"], kind="stable"), first, [*scores], shared)
+    problems = [*(source.note for source in sources), *of_seeds, *of_classes, *_lacking(frame)]
+    return tables.Loaded(tuple(runs), tuple(problems), first.keys, tuple(scores))
 
 
-def _runs(frame: "pd.DataFrame", source: Source, scores: Sequence[str], shared: Mapping[str, str]) -> Iterable[Run]:
+def _runs(frame: "pd.DataFrame", source: Source, scores: Sequence[str], shared: Mapping[str, str]) -> Iterator[Run]:
     """The runs of rows in order of images and classes. shared: cells of runs.csv that all of them have."""
     layouts: dict[Any, tables.Layout] = {}
-    n_train = _train_sizes(frame)
+    tested, every = frame.groupby(["dataset", "fold"])["unit"].nunique(), frame.groupby("dataset")["unit"].nunique()
+    disjoint = tested.groupby("dataset").sum() == every
     key: Any
-    for n, (key, rows) in enumerate(frame.groupby(["dataset", "fold", "arm", "seed"])):
+    for n, (key, rows) in enumerate(frame.groupby(_RUN)):
         dataset, fold, arm, seed = key
         numbers = {name: rows[name].to_numpy() for name in ("class_id", "n_gt", *_COUNTS, *scores)}
         try:
@@ -245,37 +227,38 @@ def _runs(frame: "pd.DataFrame", source: Source, scores: Sequence[str], shared: 
             cure = "add the missing rows, with an empty score where an image does not hold a class"
             raise UsageError(f"{rows.index[0]}: {', '.join(arm)}: {error}; {cure}") from None
         name, names = dataset or Path(os.path.abspath(source.path)).stem, images.layout.image_ids
-        row = {"run_id": "-".join([str(n), *arm, seed]), **shared, "dataset": name, "config_dataset_name": name}
-        row |= {"seed": seed, "config_seed": seed, "fold": fold, "n_test": str(len(names))}
-        row |= {"n_train": str(rows["n_train"].iloc[0] or n_train.get((dataset, fold), ""))}
-        if any(images.layout.groups):
+        row = {"run_id": "-".join([str(n), *arm, seed]), "status": "done", "dataset": name, "config_dataset_name": name}
+        row |= {"seed": seed, "config_seed": seed, "fold": fold, "n_test": str(len(names)), **shared}
+        # A fold is trained on the others, and folds with the same images are parts of one split.
+        others = str(every[dataset] - tested[dataset, fold]) if disjoint[dataset] else ""
+        row |= {"n_train": rows["n_train"].iloc[0] or others} if fold else {}
+        row |= {"split_sha": hashlib.sha256("\n".join(names).encode()).hexdigest()} if fold else {}
+        if fold and any(images.layout.groups):
             row |= {"n_test_groups": str(rows["unit"].nunique()), "n_train_groups": row["n_train"]}
-        if fold:  # folds with the same images are parts of one split
-            row["split_sha"] = hashlib.sha256("\n".join(names).encode()).hexdigest()
         row |= {column_of(of): level for of, level in zip(source.keys, arm, strict=True)}
         yield Run(row["run_id"], "done", source.path, cells=row, images=images, collected=True)
 
 
-def _with_numbers(texts: "pd.DataFrame", scores: Sequence[Score], counted: bool) -> "pd.DataFrame":
-    """The rows with all roles, scores and counts as numbers, n_gt (above 0 where the reference holds the class), and
-    unit: the group, else the image."""
+def _with_numbers(texts: "pd.DataFrame", scores: Mapping[str, Score], counted: bool) -> "pd.DataFrame":
+    """The rows with all roles; scores and counts as numbers; n_gt, above 0 where the reference holds the class; unit,
+    the group or else the image."""
     import numpy as np
 
     for role in [role for role in texts if role in ("arm", *_TEXTS) and role != "group"]:
         empty = [not all(cell) if role == "arm" else not cell for cell in texts[role]]
         _refuse(texts.index, empty, f"the {role} is empty; fill it in, or leave the row out")
-    numbers = {s.name: _numbers(texts[s.name]) for s in scores if s.name in texts}
-    for score in (score for score in scores if score.name in numbers and not score.name.startswith(OWN)):
-        wrong = (numbers[score.name] < -tables.ROUNDING) | (numbers[score.name] > score.highest + tables.ROUNDING)
-        share = "; write shares, not percent" if score.highest == 1 else ""
-        _refuse(texts.index, wrong, f"{score.name} is not between 0 and {score.highest:g}{share}")
+    numbers = {name: _numbers(texts[name]) for name in (*scores, *_COUNTS) if name in texts}
+    for name, found in numbers.items():
+        if name in _COUNTS:
+            _refuse(texts.index, ~((found >= 0) & (found % 1 == 0)), f"{name} is not a whole number of pixels")
+        elif (score := scores[name]).name in SCORES:
+            limits = f"0 and {score.highest:g}{' (shares, not percent)' * (score.highest == 1)}"
+            wrong = (found < -tables.ROUNDING) | (found > score.highest + tables.ROUNDING)
+            _refuse(texts.index, wrong, f"{name} is not between {limits}")
     if counted:
-        tp, fp, fn = (_numbers(texts[role]) for role in _COUNTS)
-        for role, count in zip(_COUNTS, (tp, fp, fn), strict=True):
-            _refuse(texts.index, ~(count >= 0) | (count % 1 != 0), f"{role} is not a whole number of pixels")
+        tp, fp, fn = (numbers[role] for role in _COUNTS)
         with np.errstate(invalid="ignore"):
-            numbers |= {"dice": 2 * tp / (2 * tp + fp + fn), "iou": tp / (tp + fp + fn)}
-        numbers |= {"tp": tp, "fp": fp, "fn": fn, "n_gt": tp + fn}
+            numbers |= {"dice": 2 * tp / (2 * tp + fp + fn), "iou": tp / (tp + fp + fn), "n_gt": tp + fn}
     else:
         held = ~np.isnan(np.stack([*numbers.values()])).all(axis=0)
         numbers |= dict.fromkeys(_COUNTS, 0.0 * held) | {"n_gt": 1.0 * held}
@@ -298,7 +281,7 @@ def _numbers(texts: "pd.Series[str]") -> "np.ndarray":
     return found
 
 
-def _refuse(places: Iterable[Any], wrong: Iterable[Any], why: str) -> None:
+def _refuse(places: "pd.Index[str]", wrong: Collection[bool], why: str) -> None:
     """Raise UsageError with the first place where ``wrong`` is true."""
     if place := next((place for place, bad in zip(places, wrong, strict=True) if bad), ""):
         raise UsageError(f"{place}: {why}")
@@ -307,12 +290,12 @@ def _refuse(places: Iterable[Any], wrong: Iterable[Any], why: str) -> None:
 def _refuse_two(frame: "pd.DataFrame", by: list[str], fact: str, cure: str) -> None:
     """Raise UsageError where rows that agree in ``by`` have two values of a fact, or of "" are two."""
     rows = frame.drop_duplicates([*by, fact]) if fact else frame
-    twice = rows[rows.duplicated(by, keep=False)]
-    if len(twice):
+    if len(twice := rows[rows.duplicated(by, keep=False)]):
         a = twice.iloc[0]
         b = twice[(twice[by] == a[by]).all(axis=1)].iloc[1]
         what = f"have the {fact} {a[fact]} and {b[fact]}" if fact else "are both"
-        raise UsageError(f"{a.name} and {b.name} {what} ({', '.join(str(a[name]) for name in by)}); {cure}")
+        shown = ", ".join(", ".join(a[name]) if name == "arm" else a[name] for name in by if a[name])
+        raise UsageError(f"{a.name} and {b.name} {what} ({shown}); {cure}")
 
 
 def _numbered(what: str, texts: Collection[str], start: int) -> tuple[dict[str, int], list[str]]:
@@ -325,26 +308,14 @@ def _numbered(what: str, texts: Collection[str], start: int) -> tuple[dict[str, 
     return numbers, [f"{what} are names, numbered in their order: {shown}"] if names != [""] else []
 
 
-def _train_sizes(frame: "pd.DataFrame") -> dict[tuple[str, str], int]:
-    """(data set, fold) -> images (groups) of the other folds, on which runs of a cross-validation are trained; none for
-    folds that share some."""
-    sizes: dict[tuple[str, str], int] = {}
-    for dataset, here in frame.groupby("dataset"):
-        of_fold, n = here.groupby("fold")["unit"].nunique(), here["unit"].nunique()
-        if len(of_fold) > 1 and of_fold.sum() == n:
-            sizes |= {(str(dataset), str(fold)): n - tested for fold, tested in of_fold.items()}
-    return sizes
-
-
-def _lacking(frame: "pd.DataFrame") -> list[str]:
+def _lacking(frame: "pd.DataFrame") -> Iterator[str]:
     """A line for each arm with fewer images than others have of the data set and fold."""
-    lines = []
-    for (dataset, fold), here in frame.groupby(["dataset", "fold"]):
-        every = set(here["image"])
-        where = f" of {dataset}" * bool(dataset) + f" in fold {fold}" * bool(fold)
-        for arm in dict.fromkeys(here["arm"]):
-            of_arm = here[[one == arm for one in here["arm"]]]
-            if absent := sorted(every - set.intersection(*(set(seed) for _, seed in of_arm.groupby("seed")["image"]))):
+    of_run = frame.groupby(_RUN)["image"].agg(set)
+    arm: Any
+    for (dataset, fold), of_part in of_run.groupby(["dataset", "fold"]):
+        every = set().union(*of_part)
+        for arm, of_arm in of_part.groupby("arm"):
+            if absent := sorted(every - set.intersection(*of_arm)):
+                where = f" of {dataset}" * bool(dataset) + f" in fold {fold}" * bool(fold)
                 lacks = f"{', '.join(arm)} lacks {len(absent)} of {pluralize(len(every), 'image')}{where}"
-                lines.append(f"{lacks} ({some(absent)}): comparisons use the images that both arms have")
-    return lines
+                yield f"{lacks} ({some(absent)}): comparisons use the images that both arms have"

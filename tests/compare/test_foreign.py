@@ -213,7 +213,7 @@ GOOD = ("a,0,x,0.5", "b,0,x,0.6")
 
 @pytest.mark.parametrize(("lines", "words", "parts"), [
     (GOOD, ["--columns", "arm=method"], ["column 'method'", "--columns arm"]),
-    (GOOD, ["--columns", "arms=arm"], ["unknown role 'arms'", "did you mean arm"]),
+    (GOOD, ["--columns", "arms=arm"], ["arms is an unknown role", "did you mean arm"]),
     (GOOD, ["--columns", "arm"], ["not ROLE=COLUMN"]),
     (GOOD, ["--columns", "arm=arm,arm=seed"], ["arm is given twice"]),
     (GOOD, ["--split", "val"], ["no rows of split val", "--columns split="]),

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from segexp.errors import UsageError, printable
@@ -269,8 +270,7 @@ def add_comparison_arguments(parser: Parser) -> None:
     add("--rope", type=float, metavar="WIDTH", help=rope)
     add("--split", default="test", metavar="NAME", complete=SPLITS, help="test (default) or val")
     claims = "evaluate the claims of a YAML file, or of a built-in one by name"
-    built_in = lambda: imported("segexp.config", "preset_names")("claims")  # noqa: E731
-    add("--claims", metavar="FILE", complete=built_in, help=claims)
+    add("--claims", metavar="FILE", complete=lambda: imported("segexp.config", "preset_names")("claims"), help=claims)
 
 
 def compared(options: argparse.Namespace) -> "Result":
@@ -294,8 +294,6 @@ def compared(options: argparse.Namespace) -> "Result":
 def claims_of(options: argparse.Namespace, rope: float | None = None) -> "list[ClaimResult]":
     """The outcomes of the claims of --claims. All files are read first: a path that cannot be read is an error, not "no
     data". rope: the margin of "equivalent" where a claim has none."""
-    from functools import partial
-
     from segexp.compare.blocks import where_these
     from segexp.compare.claims import evaluate_claims, read_claims
     from segexp.compare.verdict import compare, load_checked

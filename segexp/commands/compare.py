@@ -38,7 +38,7 @@ false verdict in 14 %, 6 in 22 % of studies in which nothing differs. So ask the
   no test            fewer than 3 seeds, or no pairs
 
 Secondary analyses (--questions NAME,NAME or all): calibration, threshold, boundary, objects, classes,
-convergence, cost, diagnostics, ranking. They need run directories, not collected tables.
+convergence, cost, diagnostics, ranking, tuning. They need run directories, not collected tables.
 
 Claims (--claims FILE, or nieradzik2021): a YAML file with one item per claim:
 

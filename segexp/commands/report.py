@@ -10,12 +10,11 @@ from segexp.errors import DONE
 EPILOG = """\
 The page shows the answer, forest plots, means and distributions of arms, heat maps, image-by-image differences,
 learning curves, calibration, thresholds, ranks, tuned learning rates, diagnostics, sample predictions with their
-errors, failures, and a table of all runs, with the data as CSV. Figures show their numbers on hover, keyboard focus
-and tap. The page is a single file that loads nothing, so it can be sent by mail and read offline. CSV files above 1 MB
-are written to <name>-data beside it.
+errors, failures, and a table of all runs, with the data as CSV. It is a single file that loads nothing, so it can be
+sent by mail and read offline. CSV files above 1 MB are written to <name>-data beside it.
 
---claims adds the outcomes that `segexp compare --claims` prints; --by, --reference, --metric and --rope are for the
-rest of the page. --note adds your own text: Markdown, without HTML and pictures.
+--claims adds the outcomes of `segexp compare --claims`; --by, --reference, --metric and --rope are for the rest.
+--note adds your own text: Markdown, without HTML and pictures.
 
 examples:
   segexp report outputs/nieradzik2021

@@ -433,6 +433,7 @@ class Panel:
 
     x_points, y_points: whether values are printed in points (times 100). y_from: the lowest value drawn, where the
     whole range would hide differences between arms; NaN for all. guide: a line without an arm, its title in ``arm``.
+    x_names: of the places 1, 2, ... on the x axis, where they are no numbers.
     """
 
     name: str
@@ -448,6 +449,7 @@ class Panel:
     y_points: bool = False
     y_from: float = math.nan
     guide: Curve | None = None
+    x_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

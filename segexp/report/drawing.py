@@ -39,8 +39,8 @@ MAX_LINES = 12
 MAX_VECTORS = 800
 """Points that are drawn one by one; more of them are rasterised, to keep files small."""
 
-BELOW = 0.3
-"""Rows between the data sets and the result across them."""
+BELOW, SEEDS_BELOW = 0.3, 0.22
+"""Rows between the data sets and the result across them, and between an arm and its seeds."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -119,9 +119,34 @@ def draw_arms(arms: Sequence[ArmScore], metric: Metric) -> Figure:
     for y, arm in enumerate(shown):
         axis.plot([by * arm.interval.low, by * arm.interval.high], [y, y], color=BLUE, linewidth=1.8)
         axis.plot([by * arm.mean], [y], "o", color=BLUE, markersize=6.5)
+        seeds = [by * value for value in arm.seeds.values()]
+        axis.plot(seeds, [y + SEEDS_BELOW] * len(seeds), "|", color=MUTED, markersize=7)
         row_label(axis, y, labels[arm.arm], mean_of(metric, arm))
     finish_rows(axis, len(shown) - 0.45, "mean of each arm", metric)
     return figure
+
+
+def draw_distributions(values: Mapping[str, Sequence[float]], metric: Metric, unit: str) -> Figure:
+    """A row per arm: its values as dots, with a box from the lower to the upper quartile and whiskers to 5 and 95 %."""
+    labels = unique_labels(list(values), 28)
+    lines = max(label.count("\n") + 1 for label in labels.values())
+    figure = new_figure(5.2, 1.2 + (0.6 + 0.18 * lines) * len(values))
+    axis = figure.subplots()
+    for y, (arm, x_N) in enumerate(values.items()):
+        how: Any = {"markersize": 4, "alpha": 0.5, "mew": 0, "rasterized": len(x_N) > MAX_VECTORS}
+        axis.plot(np.array(x_N) * fmt.factor(metric), y + spread(len(x_N)), "o", color=BLUE, **how)
+        low, lower, median, upper, high = np.quantile(x_N, (0.05, 0.25, 0.5, 0.75, 0.95)) * fmt.factor(metric)
+        axis.plot([low, lower, math.nan, upper, high], [y] * 5, color=TEXT, linewidth=1.2)
+        axis.add_patch(Rectangle((lower, y - 0.22), upper - lower, 0.44, fill=False, edgecolor=TEXT, linewidth=1.2))
+        axis.plot([median] * 2, [y - 0.22, y + 0.22], color=VERMILION, linewidth=2.2)
+        row_label(axis, y, labels[arm], f"median {fmt.score(metric, float(np.median(x_N)))}")
+    finish_rows(axis, len(values) - 0.45, f"each {unit}, means over seeds", metric)
+    return figure
+
+
+def spread(n: int) -> np.ndarray:
+    """Places of n dots across a row, in [-0.3, 0.3], so that few cover each other: always the same."""
+    return 0.6 * (np.arange(n) * 0.618034 % 1 - 0.5)
 
 
 def finish_rows(axis: Axes, bottom: float, what: str, metric: Metric) -> None:
@@ -279,16 +304,17 @@ def draw_panel(shown: Panel, looks: Looks) -> Figure:
                 axis.vlines(curve.x, curve.low, curve.high, color=colour, linewidth=1.2, alpha=0.75)
             continue
         # There are fewer colours than arms; markers help where line styles alone tell arms apart.
-        marked = {"marker": marker, "markersize": 4.5, "markevery": max(1, len(curve.x) // 6)}
-        again = marked if style != STYLES[0] else {}
+        marked = {"marker": marker, "markersize": 4.5, "markevery": 1 if shown.x_names else max(1, len(curve.x) // 6)}
+        again = marked if style != STYLES[0] or shown.x_names or len(curve.x) < 8 else {}
         axis.plot(curve.x, curve.y, style, color=colour, linewidth=1.7, label=label, **again)
         if curve.low:
             axis.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.16, linewidth=0)
-    _scale_x(axis, shown.log_x, [v for curve in curves for v in curve.x])
+    _scale_x(axis, shown, [v for curve in curves for v in curve.x])
     if shown.log_y:
         _log(axis, "y", [v for curve in curves for v in curve.y])
-    elif shown.name == "ranking":
+    elif shown.name in ("ranking", "metrics"):
         axis.locator_params(axis="y", integer=True)  # there is no rank 1.25
+        axis.invert_yaxis()
     if cut_off(shown):
         axis.set_ylim(bottom=shown.y_from)
     # Where all values are 0, an axis begins at 0: none of these values can be negative.
@@ -327,9 +353,13 @@ def cut_off(shown: Panel) -> bool:
     return any(value < shown.y_from for curve in shown.curves for value in (*curve.y, *curve.low))
 
 
-def _scale_x(axis: Axes, log: bool, values: Sequence[float]) -> None:
-    """Logarithmic, or with whole ticks where all values are whole: there is no epoch 1.25."""
-    if log:
+def _scale_x(axis: Axes, shown: Panel, values: Sequence[float]) -> None:
+    """With names, logarithmic, or with whole ticks where all values are whole: there is no epoch 1.25."""
+    if shown.x_names:
+        axis.set_xticks(
+            range(1, len(shown.x_names) + 1), shown.x_names, rotation=60, ha="right", rotation_mode="anchor"
+        )
+    elif shown.log_x:
         _log(axis, "x", values)
     elif any(values) and all(float(value).is_integer() for value in values):
         axis.locator_params(axis="x", integer=True)

@@ -134,7 +134,7 @@ def of_arms(block: Block, metric: Metric, name: str) -> list[Drawing]:
     alt = f"Mean {fmt.with_unit(metric)} of each arm with its {block.interval}. {_listed(values)}"
     caption = [
         f"Bars: {block.interval} of each arm's mean, for {interval_for(known, metric)}. They are not for comparing arms"
-        ": pairs are compared by their differences."
+        ": pairs are compared by their differences. Strokes below: seeds."
     ]
     if len(known) > MAX_ROWS:
         caption.append(f"{pluralize(len(known) - MAX_ROWS, 'arm')} of lower rank: in the table.")
@@ -142,8 +142,34 @@ def of_arms(block: Block, metric: Metric, name: str) -> list[Drawing]:
         caption.append(f"Not drawn: {pluralize(len(block.ranking) - len(known), 'arm')} without an interval.")
     unit = fmt.in_unit(metric, "mean")
     about = [f"{arm.arm}: {unit} {mean_of(metric, arm)}, {pluralize(arm.n_seeds, 'seed')}" for arm in known[:MAX_ROWS]]
-    tips = tuple(_interval(metric, known[y].interval, y, text) for y, text in enumerate(about))
-    return [Drawing(f"{name}-arms", alt, " ".join(caption), drawing.draw_arms(known, metric), tips)]
+    tips = [_interval(metric, known[y].interval, y, text) for y, text in enumerate(about)]
+    for y, arm in enumerate(known[:MAX_ROWS]):
+        for seed, value in arm.seeds.items():
+            text = f"{arm.arm}, seed {seed}: {fmt.score(metric, value)}"
+            tips.append(Tip(fmt.factor(metric) * value, y + drawing.SEEDS_BELOW, text))
+    figure = drawing.draw_arms(known, metric)
+    return [Drawing(f"{name}-arms", alt, " ".join(caption), figure, tuple(tips[:MAX_TIPS]))]
+
+
+def distributions(block: Block, metric: Metric, name: str) -> list[Drawing]:
+    """The values of each arm over images, each the mean of its seeds, where any are known."""
+    known: dict[str, dict[str, float]] = {}
+    for found in block.comparisons:
+        for arm, values_N in ((found.reference, found.reference_N), (found.candidate, found.candidate_N)):
+            if values_N is not None and len(values_N):
+                known[arm] = dict(zip(found.units, map(float, values_N), strict=True))
+    shown = {arm.arm: known[arm.arm] for arm in block.ranking[:MAX_ROWS] if arm.arm in known}
+    if not shown:
+        return []
+    unit, by, tips = block.comparisons[0].unit, fmt.factor(metric), []
+    for y, (arm, values) in enumerate(shown.items()):
+        for (image, x), at in zip(values.items(), drawing.spread(len(values)), strict=True):
+            tips.append(Tip(by * x, y + at, f"{image}: {arm} {fmt.score(metric, x)}", image=image))
+    medians = [f"{arm} {fmt.score(metric, float(np.median([*values.values()])))}" for arm, values in shown.items()]
+    alt = f"Distribution of {fmt.with_unit(metric)} over {unit}s, means over seeds. Medians: {_listed(medians)}"
+    caption = f"Dots: {unit}s, each the mean of its seeds. Box: quartiles and median. Whiskers: 5 to 95 %."
+    figure = drawing.draw_distributions({arm: [*values.values()] for arm, values in shown.items()}, metric, unit)
+    return [Drawing(f"{name}-distributions", alt, caption, figure, tuple(tips[:: math.ceil(len(tips) / MAX_TIPS)]))]
 
 
 Pairs = tuple[tuple[str, tuple[Drawing, ...]], ...]
@@ -206,9 +232,8 @@ def heat_map(factorial: Factorial, metric: Metric, name: str, scale: tuple[float
     what = f"{fmt.with_unit(metric)}{about}, {factorial.row_factor} by {factorial.column_factor}"
     caption = "The table has the number of seeds of each cell. Dash: no run. All heat maps here share their colours."
     figure = drawing.draw_heat_map(factorial, metric, scale, where)
-    counts = [pluralize(n, "seed") for row in factorial.seeds for n in row]
-    places = np.ndindex(len(factorial.rows), len(factorial.columns))
-    tips = tuple(Tip(j, i, f"{cells[n]}, {counts[n]}", 1, 1) for n, (i, j) in enumerate(places))
+    counted = zip(np.ndenumerate(factorial.seeds), cells, strict=True)
+    tips = tuple(Tip(j, i, f"{cell}, {pluralize(int(n), 'seed')}", 1, 1) for ((i, j), n), cell in counted)
     return Drawing(f"{name}-heatmap", f"Heat map of {what}: {_listed(cells)}", caption, figure, tips[:MAX_TIPS])
 
 
@@ -238,10 +263,9 @@ def _of_curves(panel: Panel, curves: Sequence[Curve]) -> tuple[Tip, ...]:
         for n in range((len(curve.x) - 1) % every, len(curve.x), every):
             band = f" [{fmt.plain(curve.low[n])}, {fmt.plain(curve.high[n])}]" if curve.low else ""
             count = f", n = {curve.n[n]:g}" if curve.n else ""
-            text = (
-                f"{curve.arm}: {panel.y_label} {fmt.plain(curve.y[n])}{band}, {panel.x_label} {fmt.plain(curve.x[n])}"
-            )
-            tips.append(Tip(curve.x[n], curve.y[n], text + count))
+            at = panel.x_names[round(curve.x[n]) - 1] if panel.x_names else fmt.plain(curve.x[n])
+            text = f"{curve.arm}: {panel.y_label} {fmt.plain(curve.y[n])}{band}, {panel.x_label} {at}{count}"
+            tips.append(Tip(curve.x[n], curve.y[n], text))
     return tuple(tips)
 
 
@@ -261,8 +285,8 @@ def of_datasets(found: Sequence[OverDatasets], ranks: Ranks | None, metric: Metr
             if one.interval.share
             else "Dots: data sets. Diamond: their mean."
         )
-        by, names = fmt.factor(metric), enumerate(one.differences.items())
-        tips = [Tip(by * value, y, f"{name}: {fmt.amount(metric, value)}") for y, (name, value) in names]
+        places = [(n, name, fmt.factor(metric) * value) for n, (name, value) in enumerate(one.differences.items())]
+        tips = [Tip(x, y, f"{name}: {fmt.amount(metric, one.differences[name])}") for y, name, x in places]
         total = f"across data sets: {fmt.estimate(metric, one.interval)}, Holm-adjusted p {fmt.p_value(one.p_holm)}"
         tips.append(_interval(metric, one.interval, len(tips) + drawing.BELOW, total))
         drawn.append(Drawing(f"datasets-{n + 1}", alt, caption, drawing.draw_over_datasets(one, metric), tuple(tips)))

@@ -49,38 +49,26 @@ for (const input of document.querySelectorAll("input[data-filter]")) {
   input.parentNode.hidden = false;
   filter();
 }
-// The numbers of a figure: those of the place nearest to the pointer, or of the focused one (arrow keys move on).
-const tip = document.createElement("div");
-tip.id = "tip";
-tip.hidden = true;
+// The numbers of the place of a figure that is under the pointer or focused (arrow keys move on).
+const tip = Object.assign(document.createElement("div"), {id: "tip", hidden: true});
 document.body.append(tip);
-let shown = null;
+let shown = null, held = null;
 function show(mark) {
-  if (shown) shown.classList.remove("on");
+  shown?.classList.remove("on");
   shown = mark;
   tip.hidden = !mark;
   if (!mark) return;
   mark.classList.add("on");
   tip.textContent = mark.getAttribute("aria-label");
-  const at = mark.getBoundingClientRect(), box = tip.getBoundingClientRect(), page = document.documentElement;
-  const left = Math.min(Math.max((at.left + at.right - box.width) / 2, 8), page.clientWidth - box.width - 8);
-  const above = at.top - box.height - 8;
-  tip.style.left = `${Math.max(left, 0) + scrollX}px`;
+  const at = mark.getBoundingClientRect(), box = tip.getBoundingClientRect();
+  const right = document.documentElement.clientWidth - box.width - 8, above = at.top - box.height - 8;
+  tip.style.left = `${Math.max(Math.min((at.left + at.right - box.width) / 2, right), 8) + scrollX}px`;
   tip.style.top = `${(above < 0 ? at.bottom + 8 : above) + scrollY}px`;
 }
-function nearest(marks, event) {
-  let found = null, least = 24;
-  for (const mark of marks) {
-    const box = mark.getBoundingClientRect(), {clientX: x, clientY: y} = event;
-    const away = Math.hypot(Math.max(box.left - x, 0, x - box.right), Math.max(box.top - y, 0, y - box.bottom));
-    const distance = away + Math.hypot(x - (box.left + box.right) / 2, y - (box.top + box.bottom) / 2) / 1000;
-    if (distance < least) [found, least] = [mark, distance];
-  }
-  return found;
-}
+function placeOf(event) { return event.target.closest?.(".tips > *") ?? null; }
+document.addEventListener("pointerover", event => { if (event.pointerType === "mouse") show(placeOf(event)); });
 for (const group of document.querySelectorAll(".tips:not(:empty)")) {
   const marks = Array.from(group.children), svg = group.ownerSVGElement;
-  let held = null;
   svg.setAttribute("role", "group");
   marks.forEach((mark, n) => {
     const title = mark.querySelector("title");
@@ -88,22 +76,15 @@ for (const group of document.querySelectorAll(".tips:not(:empty)")) {
     title.remove();
     if (mark.tagName !== "a") mark.setAttribute("role", "img");
     mark.setAttribute("tabindex", n ? -1 : 0);
-    mark.addEventListener("focus", () => show(mark));
-    mark.addEventListener("blur", () => show(null));
   });
-  svg.addEventListener("pointermove", event => { if (event.pointerType === "mouse") show(nearest(marks, event)); });
-  svg.addEventListener("pointerleave", event => { if (event.pointerType === "mouse") show(null); });
+  svg.addEventListener("focusin", event => show(placeOf(event)));
+  svg.addEventListener("focusout", () => show(null));
   svg.addEventListener("pointerdown", () => { held = shown; });
   svg.addEventListener("click", event => {
-    const mark = event.detail ? nearest(marks, event) : event.target.closest(".tips > *");
-    event.preventDefault();
     // The first tap shows the numbers, the second one leads to the sample.
-    if (mark && mark.tagName === "a" && (event.pointerType !== "touch" || mark === held)) {
-      location.hash = mark.getAttribute("href");
-    } else if (mark) {
-      mark.focus();
-      show(mark);
-    }
+    if (event.pointerType !== "touch" || placeOf(event) === held) return;
+    event.preventDefault();
+    placeOf(event)?.focus();
   });
   svg.addEventListener("keydown", event => {
     const by = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];
@@ -111,16 +92,12 @@ for (const group of document.querySelectorAll(".tips:not(:empty)")) {
     if (event.key === "Escape") show(null);
     if (!next) return;
     event.preventDefault();
-    event.target.setAttribute("tabindex", -1);
-    next.setAttribute("tabindex", 0);
     next.focus();
   });
 }
 for (const input of document.querySelectorAll(".samples input[type=range]")) {
-  const set = () => input.closest(".samples").style.setProperty("--opacity", input.value / 100);
-  input.addEventListener("input", set);
+  input.addEventListener("input", () => input.closest(".samples").style.setProperty("--opacity", input.value / 100));
   input.parentNode.hidden = false;
-  set();
 }
 // The contents stay beside a wide page and are folded above a narrow one.
 const wide = matchMedia("(min-width: 76rem)"), contents = document.querySelector("nav details");

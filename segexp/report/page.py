@@ -34,7 +34,7 @@ from segexp.records.runs import shown_state
 from segexp.report import figures, formats, tables
 from segexp.report.drawing import Looks, looks_of, styled
 from segexp.report.figures import Drawing, Pairs
-from segexp.report.samples import ERRORS, SIDE, Samples, case_of, samples_of
+from segexp.report.samples import ERRORS, Samples, case_of, samples_of
 from segexp.report.svg import INK, inline_svg
 from segexp.report.tables import Table, clean, folders_of, notes_of, only_names, scope
 
@@ -47,14 +47,8 @@ MAX_EMBEDDED = 10**6
 MAX_FIGURES, MAX_PICTURES = 2 * 10**6, 10**6
 """Bytes of figures and of sample predictions on a page, so that it stays below 5 MB: the first ones are shown."""
 
-MAX_NOTE = 2**17
-"""Bytes of the user's own text."""
-
 MAX_BLOCKS = 8
 """Blocks with figures; of further ones the page has the tables."""
-
-MANY_BLOCKS = 3
-"""From so many blocks on, sample predictions are half as large, so that more blocks have them."""
 
 MAX_OVERVIEW = 24
 """Comparisons in the first table of the page."""
@@ -129,8 +123,7 @@ def contents_of(result: Result) -> Contents:
         # The policy of all runs or, where it differs between them, of this block.
         policy = block.conditions.get("metrics.empty_policy", result.empty_policy)
         known: EmptyPolicy = "both_empty_one" if policy == "both_empty_one" else "reference"
-        side = SIDE if len(result.blocks) < MANY_BLOCKS else SIDE // 2
-        samples.append(samples_of(block.ranking, reference, result.split, known, side))
+        samples.append(samples_of(block.ranking, reference, result.split, known))
     return arrange(result, answers, samples)
 
 
@@ -173,7 +166,7 @@ def _chapter(block: Block, metric: Metric, name: str, scale: tuple[float, float]
         metric=metric,
         tables=list(itertools.chain(*tables.of_block(block, metric, f"{name}-"))),
         forest=figures.forest(block, metric, name) if drawn else [],
-        arms=figures.of_arms(block, metric, name) if drawn else [],
+        arms=[*figures.of_arms(block, metric, name), *figures.distributions(block, metric, name)] if drawn else [],
         heat_maps=[figures.heat_map(one, metric, f"{name}-{k}", scale, block.title) for k, one in maps],
         images=images,
         images_note=note,
@@ -194,12 +187,12 @@ def note_of(path: Path) -> Markup:
     """The user's own text in Markdown (CommonMark and tables) as HTML: without HTML of its own, pictures, and links but
     to web pages. Its headings become those of a section.
 
-    Raises UsageError for a file that is missing, above `MAX_NOTE` or not UTF-8.
+    Raises UsageError for a file that is missing, above 128 KiB or not UTF-8.
     """
     from markdown_it import MarkdownIt
 
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
-    tokens = markdown.parse(read_text(path, MAX_NOTE))
+    tokens = markdown.parse(read_text(path, 2**17))
     for token in tokens:
         if token.tag in ("h1", "h2", "h3", "h4"):
             token.tag = f"h{int(token.tag[1]) + 2}"
@@ -276,7 +269,7 @@ def _anchors(contents: Contents, samples: Sequence[Samples]) -> dict[str, dict[s
     for chapter, shown in list(zip(contents.chapters, samples, strict=True))[: len(contents.result.blocks)]:
         ids = {s.image_id: f"{chapter.id}-sample-{n}" for n, s in enumerate(shown.samples, start=1)}
         ids |= {case_of(image_id): at for image_id, at in ids.items()}
-        anchors |= {drawing.name: ids for _, pair in chapter.images for drawing in pair}
+        anchors |= {drawn.name: ids for drawn in (*chapter.arms, *itertools.chain(*(p for _, p in chapter.images)))}
     return anchors
 
 
@@ -285,7 +278,7 @@ def _svgs(found: Sequence[Drawing], anchors: Mapping[str, Mapping[str, str]]) ->
     shown: dict[str, Markup] = {}
     room = MAX_FIGURES
     for drawing in found:
-        svg = inline_svg(drawing, anchors.get(drawing.name))
+        svg = inline_svg(drawing, anchors.get(drawing.name, {}))
         room -= len(svg.encode("utf-8"))
         if room < 0:
             break
@@ -297,7 +290,8 @@ def _samples(contents: Contents) -> list[Samples]:
     """Sample predictions of each chapter, as many of the first ones as a page has room for."""
     shown, room = [], MAX_PICTURES
     for chapter in contents.chapters:
-        room -= sum(len(uri) for sample in chapter.samples.samples for uri in sample.uris)
+        for s in chapter.samples.samples:
+            room -= len(s.image) + len(s.outline) + sum(len(t.prediction) + len(t.errors) for t in s.tiles)
         left_out = replace(chapter.samples, samples=(), note="Left out: the page would become too large.")
         shown.append(left_out if room < 0 and chapter.samples.samples else chapter.samples)
     return shown

@@ -60,11 +60,6 @@ class Sample:
     outline: str
     tiles: tuple[Tile, ...]
 
-    @property
-    def uris(self) -> list[str]:
-        """All its pictures."""
-        return [self.image, self.outline, *(uri for tile in self.tiles for uri in (tile.prediction, tile.errors))]
-
 
 @dataclass(frozen=True)
 class Samples:
@@ -95,17 +90,12 @@ class _Run:
 
 
 def samples_of(
-    arms: Sequence[ArmScore],
-    reference: str = "",
-    split: str = "test",
-    policy: EmptyPolicy = "reference",
-    side: int = SIDE,
+    arms: Sequence[ArmScore], reference: str = "", split: str = "test", policy: EmptyPolicy = "reference"
 ) -> Samples:
     """Worst, median and best image (mean Dice of the arms), and the one on which arms differ most.
 
     arms: those of a ranking; the predictions are those of one seed that all of them have. reference: the arm that is
-    always shown. policy: what the runs do with empty masks. side: of the pictures, `SIDE` or less. Nothing outside a
-    run directory is read, also not by links.
+    always shown. policy: what the runs do with empty masks. Nothing outside a run directory is read, also not by links.
     """
     scored = [arm for arm in arms if arm.seeds]
     ranked = sorted(scored, key=lambda arm: arm.arm != reference)[:MAX_ARMS]
@@ -136,7 +126,7 @@ def samples_of(
     samples, problems = [], []
     for title, image_id in _chosen(runs, sorted(shared)).items():
         try:
-            samples.append(_sample(title, image_id, runs, [colour for _, colour in classes], side))
+            samples.append(_sample(title, image_id, runs, [colour for _, colour in classes]))
         except (OSError, ValueError, UsageError) as error:
             problems.append(f"{image_id} cannot be shown: {error}")
     lower = len(scored) - len(ranked)
@@ -223,16 +213,16 @@ def _chosen(runs: Sequence[_Run], shared: Sequence[str]) -> dict[str, str]:
     return {" and ".join(given): image_id for image_id, given in reasons.items()}
 
 
-def _sample(title: str, image_id: str, runs: Sequence[_Run], colours: Sequence[str], side: int) -> Sample:
+def _sample(title: str, image_id: str, runs: Sequence[_Run], colours: Sequence[str]) -> Sample:
     """Raises ValueError or OSError where a picture cannot be shown."""
-    reference = _opened(runs[0].references[image_id], "L", Image.Resampling.NEAREST, side)
+    reference = _opened(runs[0].references[image_id], "L", Image.Resampling.NEAREST)
     truth_HW, (width, height) = np.asarray(reference), reference.size
     buffer = io.BytesIO()
-    image = _opened(runs[0].images[image_id], "RGB", Image.Resampling.BILINEAR, side)
+    image = _opened(runs[0].images[image_id], "RGB", Image.Resampling.BILINEAR)
     image.save(buffer, format="JPEG", quality=80, optimize=True)
     tiles = []
     for run in runs:
-        planes = [_opened(path, "L", Image.Resampling.BILINEAR, side) for path in run.maps[image_id]]
+        planes = [_opened(path, "L", Image.Resampling.BILINEAR) for path in run.maps[image_id]]
         if {plane.size for plane in planes} != {image.size, reference.size}:
             raise ValueError("image, prediction and reference differ in shape")
         maps_CHW = np.stack([np.asarray(plane, dtype=np.int16) for plane in planes])
@@ -243,13 +233,13 @@ def _sample(title: str, image_id: str, runs: Sequence[_Run], colours: Sequence[s
     return Sample(title, image_id, width, height, _uri(buffer, "jpeg"), outline, tuple(tiles))
 
 
-def _opened(path: Path, mode: str, resampling: Image.Resampling, side: int) -> Image.Image:
-    """A picture of at most ``side`` pixels. Raises ValueError for one too large, OSError for what is not a picture."""
+def _opened(path: Path, mode: str, resampling: Image.Resampling) -> Image.Image:
+    """A picture of at most `SIDE` pixels. Raises ValueError for one too large, OSError for what is not a picture."""
     with open_file(path, path.parent.parent) as file, Image.open(file, formats=["PNG"]) as picture:
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{path.name} has {width} x {height} pixels")
-        by = min(side / max(width, height), 1)
+        by = min(SIDE / max(width, height), 1)
         return picture.convert(mode).resize((max(round(width * by), 1), max(round(height * by), 1)), resampling)
 
 

@@ -21,18 +21,16 @@ INK = {
 }
 """Colours of figures that follow the light or dark page."""
 
-POINTS_PER_INCH = 72
-
 NEAR = 5
 """Points around a place that belong to it."""
 
 _LONG_NUMBER = re.compile(r"(\.\d)\d+")
 
 
-def inline_svg(drawing: Drawing, samples: Mapping[str, str] | None = None) -> str:
+def inline_svg(drawing: Drawing, samples: Mapping[str, str]) -> str:
     """A figure as an <svg> element for HTML. Its name is unique on the page, for its ids (clips, markers).
 
-    samples: image -> id of its sample prediction on the page; None where images have none at all.
+    samples: image -> id of its sample prediction on the page.
     """
     with styled(), rc_context({"svg.hashsalt": drawing.name}):
         written = image_bytes(drawing.figure, "svg", transparent=True)
@@ -54,22 +52,27 @@ def inline_svg(drawing: Drawing, samples: Mapping[str, str] | None = None) -> st
     return ET.tostring(root, encoding="unicode")
 
 
-def _tips(drawing: Drawing, samples: Mapping[str, str] | None) -> ET.Element:
-    """The places of a figure with their numbers as titles, transparent above the drawing; those outside its axis are
-    left out."""
+def _tips(drawing: Drawing, samples: Mapping[str, str]) -> ET.Element:
+    """The places of a figure with their numbers as titles, transparent above the drawing, without those outside its
+    axis; above the others those that lead to a sample."""
     group, axis = ET.Element("g", {"class": "tips"}), drawing.figure.axes[0]
-    corners = [(tip.x, tip.y, tip.x + tip.width, tip.y + tip.height) for tip in drawing.tips]
+    tips = sorted(drawing.tips, key=lambda tip: tip.image in samples)
+    corners = [(tip.x, tip.y, tip.x + tip.width, tip.y + tip.height) for tip in tips]
     ends_N22 = axis.transData.transform(np.array(corners).reshape(-1, 2)).reshape(-1, 2, 2)
-    height, by = drawing.figure.bbox.height, POINTS_PER_INCH / drawing.figure.dpi
-    for tip, ends_22 in zip(drawing.tips, ends_N22, strict=True):
-        if not axis.bbox.padded(1).contains(*ends_22.mean(axis=0)):
+    # An SVG has 72 points per inch, and its y axis points down.
+    inside, height, by = axis.bbox.padded(1), drawing.figure.bbox.height, 72 / drawing.figure.dpi
+    for tip, ends_22 in zip(tips, ends_N22, strict=True):
+        if not inside.contains(*ends_22.mean(axis=0)):
             continue
         (left, right), (top, bottom) = np.sort(ends_22[:, 0]) * by, np.sort(height - ends_22[:, 1]) * by
         text, parent = tip.text, group
-        if tip.image and samples is not None:
-            text += "; select for its sample prediction" if tip.image in samples else "; no sample prediction here"
-            if tip.image in samples:
-                parent = ET.SubElement(group, "a", {"href": f"#{samples[tip.image]}"})
+        if tip.image in samples:
+            text, parent = (
+                f"{text}; select for its sample",
+                ET.SubElement(group, "a", {"href": f"#{samples[tip.image]}"}),
+            )
+        elif tip.image:
+            text += "; no sample here"
         x, y = (0 if extent else NEAR for extent in (tip.width, tip.height))
         box = {"x": left - x, "y": top - y, "width": right - left + 2 * x, "height": bottom - top + 2 * y}
         mark = ET.SubElement(parent, "rect", {key: f"{value:.1f}" for key, value in box.items()})

@@ -15,7 +15,7 @@ from messages import mentions
 from tiny import tiny_run
 
 from segexp.compare.questions import IN_BINS, IN_IMAGES, QUESTIONS, Reading, ask, near_the_best
-from segexp.compare.result import Answer, Curve, Panel
+from segexp.compare.result import METRICS, Answer, Curve, Panel
 from segexp.errors import UsageError
 from segexp.records import read_run, text_rows, write_json, write_table
 from segexp.records.scores import PER_IMAGE, class_rows
@@ -594,6 +594,56 @@ def test_the_order_of_runs_does_not_matter(runs: Runs, question: str):
     assert repr(runs.ask(question)) == repr(forward)
 
 
+def test_ranks_under_the_metrics_that_all_runs_have_and_that_differ(runs: Runs):
+    for arm, dice, nll in (("a", 0.8, 0.3), ("a", 0.6, 0.1), ("b", 0.9, 0.5), ("c", 0.65, 0.2)):
+        known = dict.fromkeys(METRICS, 0.5) | {"dice": dice, "nll": nll, "hd95": 5.0 if arm == "c" else math.nan}
+        runs.add(arm, {}, known)
+    panel = panel_of(runs.ask("ranking"), "metrics")
+    assert panel.x_names == ("dice", "nll")
+    assert {curve.arm: (curve.x, curve.y) for curve in panel.curves} == {
+        "a": ((1, 2), (2, 1.5)),  # mean Dice 0.7; mean NLL 0.2 as c
+        "b": ((1, 2), (1, 3)),
+        "c": ((1, 2), (3, 1.5)),
+    }
+    assert "metrics" not in [panel.name for panel in runs.ask("ranking", "val").panels]
+
+
+RATES = """hidden_activation,activation,loss,lr,n_seeds,n_diverged,val_dice,val_dice_sd,chosen
+native,arctan,dice,0.1,2,1,0.9,,0
+native,arctan,dice,0.01,2,0,0.8,0.02,1
+native,arctan,dice,0.001,2,0,0.7,0.01,0
+native,sigmoid,dice,0.01,2,2,,,0
+"""
+
+
+def test_rates_are_those_of_the_search_beside_the_study(tmp_path: Path):
+    runs = Runs(tmp_path / "mine")
+    for arm in ("arctan", "sigmoid", "softsign"):
+        # That one rate was the configured one, so that the run is older than the search.
+        tuned = None if arm == "arctan" else "/another/machine/mine-tuning/tuned.yaml"
+        runs.add(arm, config={"activation.name": arm, "tuned": tuned})
+    missing = runs.ask("tuning")
+    assert [set(found) for found in missing.rows] == [{"arm", "n_runs"}] * 3
+    assert told(missing, "tuned_rates.csv", "cannot be read")
+    (tmp_path / "mine-tuning").mkdir()
+    (tmp_path / "mine-tuning" / "tuned_rates.csv").write_text(RATES)
+    answer = runs.ask("tuning")
+    (curve,) = panel_of(answer, "tuning").curves
+    assert (curve.arm, curve.x, curve.y, curve.n) == ("arctan", (0.001, 0.01), (0.7, 0.8), (2, 2))
+    assert (curve.low, curve.high) == (close((0.69, 0.78)), close((0.71, 0.82)))
+    found = {row["arm"]: (row["lr"], row["val_dice"]) for row in answer.rows}
+    assert found["arctan"] == (0.01, 0.8)
+    assert all(math.isnan(value) for arm in ("sigmoid", "softsign") for value in found[arm])
+    (tmp_path / "mine-tuning" / "tuned_rates.csv").write_text("a,b\n1,2\n")
+    assert told(runs.ask("tuning"), "No rates")
+
+
+def test_nothing_is_said_of_rates_that_were_not_tuned(runs: Runs):
+    runs.add("a")
+    answer = runs.ask("tuning")
+    assert (answer.rows, answer.panels, answer.notes) == (({"arm": "a", "n_runs": 1},), (), ())
+
+
 # real runs
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
@@ -620,7 +670,7 @@ def test_real_runs_answer_every_question(real: dict[str, list[Path]], split: str
         assert [found["arm"] for found in answer.rows] == ["softmax", "independent"]
         assert len({tuple(found) for found in answer.rows}) == 1
         json.dumps(answer.rows)  # plain values
-        assert answer.panels or answer.name == "ranking"  # which needs three seeds
+        assert answer.panels or answer.name in ("ranking", "tuning")  # which need three seeds, and a search
         for panel in answer.panels:
             for curve in panel.curves:
                 assert len(curve.x) == len(curve.y) > 0

@@ -74,7 +74,7 @@ def column(page: "Page", number: int) -> list[str]:
 
 
 def test_figures_and_pictures_are_there(page: "Page") -> None:
-    assert page.locator("figure svg:not(.layers)").count() == 13
+    assert page.locator("figure svg:not(.layers)").count() == 14
     for box in page.locator("figure svg").all():
         place = box.bounding_box() or {"width": 0.0, "height": 0.0}
         assert (place["width"] > 150, place["height"] > 100) == (True, True)
@@ -122,7 +122,7 @@ SAMPLES_DRAWN = "figure svg .tips a"
 def test_a_point_leads_to_its_sample(page: "Page") -> None:
     link = page.locator(SAMPLES_DRAWN).first
     link.focus()
-    assert "select for its sample prediction" in page.locator("#tip").inner_text()
+    assert "select for its sample" in page.locator("#tip").inner_text()
     page.keyboard.press("Enter")
     target = link.get_attribute("href") or ""
     assert page.evaluate("location.hash") == target

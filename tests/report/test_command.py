@@ -10,7 +10,6 @@ from made_scores import make_pair
 
 from segexp import cli
 from segexp.compare.verdict import compare
-from segexp.report.page import MAX_NOTE
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +86,7 @@ def test_claims_and_a_note_are_sections_of_the_page(
     ("option", "content", "named"),
     [
         ("--note", None, "No such file"),
-        ("--note", b"x" * (MAX_NOTE + 1), "larger than"),
+        ("--note", b"x" * (2**17 + 1), "larger than"),
         ("--note", b"\xff", "UTF-8"),
         ("--claims", None, "c.txt"),
         ("--claims", b"claims: [x]", "line 1"),

@@ -195,7 +195,7 @@ def test_places_of_figures_have_their_numbers(usual: Page) -> None:
     assert titles(usual.text, "Forest")[0] == f"arctan \u2212 sigmoid: {numbers}"
     assert titles(usual.text, "Mean Dice")[0] == "arctan: mean (points) 82.00 [79.20, 84.80], 5 seeds"
     assert mentions(titles(usual.text, "Heat map")[1], "sigmoid with ce", "5 seeds")
-    assert titles(usual.text, "Scatter of arctan")[0].endswith("no sample prediction here")
+    assert titles(usual.text, "Scatter of arctan")[0].endswith("no sample here")
     assert len(titles(usual.text, "Scatter of arctan")) == len(titles(usual.text, "Differences of arctan")) == 60
     assert mentions(titles(usual.text, "validation Dice")[-1], "normal_cdf", "epoch 40")
     assert titles(usual.text, "Critical")[0] == "arctan: mean rank 1.4"
@@ -208,7 +208,7 @@ def test_places_lie_where_they_are_drawn() -> None:
     panel = Panel("x", "X", "epoch", "Dice", (curve,), "points", log_x=True, y_points=True, y_from=0.7)
     with styled():
         (drawn,) = figures.of_answer(Answer("q", "Q", (), (panel,)), {}, "x")
-    text = inline_svg(drawn)
+    text = inline_svg(drawn, {})
     points = [(float(x), float(y)) for x, y in re.findall(r'<use [^>]*?x="([\d.]+)" y="([\d.]+)"', text)]
     boxes = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="10.0" height="10.0"><title>', text)
     assert len(boxes) == 2
@@ -293,7 +293,8 @@ def test_a_page_that_would_become_too_large_shows_what_answers_most(
     assert "Left out" not in whole
     monkeypatch.setattr("segexp.report.page.MAX_FIGURES", 20_000)
     (sample,) = samples.samples
-    one = sum(map(len, sample.uris))
+    (tile,) = sample.tiles
+    one = sum(map(len, (sample.image, sample.outline, tile.prediction, tile.errors)))
     monkeypatch.setattr("segexp.report.page.MAX_PICTURES", one + one // 2)
     found = Page(page_of(made, "beside")[0])
     labels = [attributes["aria-label"] for attributes in found.all("svg") if "aria-hidden" not in attributes]
@@ -424,9 +425,47 @@ def test_the_means_of_arms_are_drawn_with_their_intervals() -> None:
         assert figures.of_arms(replace(block, ranking=(unknown,)), DICE, "x") == []
     lines = [np.asarray(line.get_xdata()) for line in drawn.figure.axes[0].get_lines()]
     bars = [ends for ends in lines if ends.size == 2]
+    seeds = [places for places in lines if places.size == 5]
+    assert seeds[0] == pytest.approx([100 * value for value in first.seeds.values()])
+    tips = [(tip.text, tip.x) for tip in drawn.tips if "seed 3" in tip.text]
+    assert tips[0] == (f"{first.arm}, seed 3: {100 * first.seeds['3']:.2f}", pytest.approx(seeds[0][3]))
     assert np.array(bars) == pytest.approx(np.array([[79.2, 84.8], [78.2, 83.8]]))
     assert mentions(drawn.caption, "new seeds and new test images", "not for comparing arms", "1 arm")
     assert mentions(drawn.alt, "c 82.00 [79.20, 84.80]")
+
+
+def test_the_values_of_images_are_drawn_with_their_quartiles() -> None:
+    block = make_block({"a": 0.8, "b": 0.81, "c": 0.82}, "a")
+    with styled():
+        (drawn,) = figures.distributions(block, DICE, "x")
+        assert figures.distributions(replace(block, comparisons=()), DICE, "x") == []
+    axis = drawn.figure.axes[0]
+    found = next(found for found in block.comparisons if found.candidate == "c")
+    values = 100 * np.asarray(found.candidate_N)
+    dots, whiskers, median = (np.asarray(line.get_xdata(), dtype=float) for line in axis.get_lines()[:3])
+    assert dots == pytest.approx(values)
+    assert whiskers[[0, 1, 3, 4]] == pytest.approx(np.quantile(values, (0.05, 0.25, 0.75, 0.95)))
+    assert median == pytest.approx([np.median(values)] * 2)
+    assert f"c {np.median(values):.2f}" in drawn.alt
+    tip = drawn.tips[7]
+    assert (tip.image, tip.text) == (found.units[7], f"{found.units[7]}: c {values[7]:.2f}")
+    assert tip.x == pytest.approx(dots[7])
+    assert tip.y == pytest.approx(np.asarray(axis.get_lines()[0].get_ydata())[7])
+    many = replace(block, comparisons=(make_comparison("c", "a", 0.01, n_images=400),))
+    with styled():
+        (drawn,) = figures.distributions(many, DICE, "x")
+    assert figures.MAX_TIPS / 2 <= len(drawn.tips) <= figures.MAX_TIPS
+
+
+def test_names_of_places_and_ranks_from_the_top() -> None:
+    curves = (Curve("a", (1.0, 2.0), (1.0, 2.0)), Curve("b", (1.0, 2.0), (2.0, 1.0)))
+    panel = Panel("metrics", "Rank", "metric", "rank", curves, x_names=("dice", "nll"))
+    axis = drawn_axis(panel)
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["dice", "nll"]
+    assert axis.yaxis_inverted()
+    with styled():
+        (drawn,) = figures.of_answer(Answer("q", "Q", (), (panel,)), {}, "x")
+    assert drawn.tips[1].text == "a: rank 2, metric nll"
 
 
 def test_how_to_read_and_conditions_are_on_the_page(usual: Page) -> None:

@@ -3,17 +3,19 @@
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 from scipy.special import ndtri, stdtrit
 from scipy.stats import rankdata
 
 from segexp.compare.blocks import RunKey, are_splits, by_number
 from segexp.compare.formatting import with_unit
 from segexp.compare.questions import Findings, Reading, question
-from segexp.compare.result import ALPHA, FEWEST_SEEDS, Curve, Panel
+from segexp.compare.result import ALPHA, FEWEST_SEEDS, METRICS, Curve, Panel
 from segexp.compare.scorer import Runs, Scorer, complete_seeds, sizes
 from segexp.records.formatting import pluralize
 from segexp.records.tables import load
@@ -31,12 +33,13 @@ def ranking(reading: Reading) -> Findings:
     scorer, arms = _scored(reading)
     reading.titles["mean"] = with_unit(scorer.metric, "mean")
     rows: list[dict[str, Any]] = [{"arm": arm, "n_runs": len(runs)} for arm, runs in reading.runs.items()]
+    metrics = _of_metrics(reading)
     values, units, widened, left_out = _shared(arms, scorer)
     notes = [f"Left out, because not all arms have them: {left_out}."] if left_out else []
     counts = [pluralize(n, unit) for unit, n in units.items()]
     if min(units.values()) < FEWEST_SEEDS or math.isnan(widened):
         why = "the sizes of splits are unknown" if math.isnan(widened) else f"it needs {FEWEST_SEEDS} of each"
-        return rows, [], [f"No ranking of {' and '.join(counts)} that all arms have: {why}.", *notes]
+        return rows, metrics, [f"No ranking of {' and '.join(counts)} that all arms have: {why}.", *notes]
     values_AKN = values.reshape(len(arms), next(iter(units.values())), -1)
     found_4A = bootstrap(values_AKN, scorer.metric.higher_is_better, len(units) > 1, widened)
     for row, *numbers in zip(rows, values_AKN.mean(axis=(1, 2)), *found_4A, strict=True):
@@ -47,7 +50,20 @@ def ranking(reading: Reading) -> Findings:
     panel = Panel("ranking", "Rank with 95 % interval", "arm, by its mean", "rank, 1 is best", curves, "points")
     about = f"Descriptive, not a test: {DRAWS} bootstrap draws over {' and '.join(counts)}, the same for all arms, "
     about += "widened for few seeds and many pairs: intervals of equal arms overlap in about 95 % of studies or more."
-    return rows, [panel], [about, *notes]
+    return rows, [panel, *metrics], [about, *notes]
+
+
+def _of_metrics(reading: Reading) -> list[Panel]:
+    """The rank of each arm's mean under every metric that all runs have and that differs; of test images."""
+    signs = {name: -1 if metric.higher_is_better else 1 for name, metric in METRICS.items() if reading.split == "test"}
+    arms = {arm: runs for arm, runs in reading.runs.items() if runs}
+    means = {arm: [s * np.mean([run.number(n) for run in arms[arm]]) for n, s in signs.items()] for arm in arms}
+    ranked = pd.DataFrame(means, index=[*signs], dtype=float).dropna().rank(axis=1)
+    ranked = ranked[ranked.nunique(axis=1) > 1]
+    places = tuple(map(float, range(1, len(ranked) + 1)))
+    curves = tuple(Curve(arm, places, tuple(ranked[arm])) for arm in arms)
+    panel = Panel("metrics", "Rank under each metric (descriptive)", "metric", "rank, 1 is best", curves)
+    return [replace(panel, x_names=tuple(ranked.index))] if len(ranked) > 1 else []
 
 
 def _scored(reading: Reading) -> tuple[Scorer, dict[str, Runs]]:

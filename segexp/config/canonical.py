@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +49,8 @@ from segexp.records.scores import COLOR, OWN_SCORES
 from segexp.registry import REQUIRED, Option, Range, check_option, checked_options, fields_of, nearest
 
 log = logging.getLogger("segexp")
+
+_NOT_ON_WINDOWS = r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\.|$)|[<>:\"|?*]|[. ]$"
 
 
 def identity(config: Config, content: Mapping[str, str], numerics: int | None = None) -> str:
@@ -322,6 +325,8 @@ def _check_values(config: Config) -> None:
     study = str(flat["study.name"])
     if study.startswith(".") or any(c in study for c in "/\\\0") or len(study.encode()) > LONGEST:
         raise UsageError(f"study.name={study!r} must be a plain folder name of at most {LONGEST} bytes")
+    if os.name == "nt" and re.search(_NOT_ON_WINDOWS, study):
+        raise UsageError(f"study.name={study!r} is no folder name on Windows: use letters, digits, _ and -")
 
 
 def _check_dataset(flat: Mapping[str, Any]) -> None:

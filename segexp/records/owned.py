@@ -24,6 +24,9 @@ from typing import Any, BinaryIO
 from segexp.errors import TakenOverError, UsageError
 
 _SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+HAS_DIR_FD = os.open in os.supports_dir_fd
+"""Whether folders have descriptors. On Windows they have none, and a file that is open is not replaced or removed."""
+
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
 
 
@@ -58,8 +61,14 @@ class Folder:
         return open(self.at(name), mode, opener=lambda at, flags: os.open(at, flags | _SAFE, 0o666, dir_fd=self.fd))
 
     def move(self, name: str, to: "Folder", new: str) -> None:
-        """Rename, replacing what is there, in one step."""
-        os.replace(self.at(name), to.at(new), src_dir_fd=self.fd, dst_dir_fd=to.fd)
+        """Rename, replacing what is there, in one step. Windows refuses while another process reads it: tries again."""
+        for attempts_left in reversed(range(40)):
+            try:
+                return os.replace(self.at(name), to.at(new), src_dir_fd=self.fd, dst_dir_fd=to.fd)
+            except PermissionError:
+                if HAS_DIR_FD or not attempts_left:
+                    raise
+                time.sleep(0.05)
 
     def remove(self, name: str) -> None:
         """Remove a file, a link, or a folder with its content, if that is possible."""
@@ -77,7 +86,7 @@ def entered(start: Path | Folder, *parts: str, make: bool = False) -> Iterator[F
         return
     fd = None
     if isinstance(start, Path):  # it may be a link
-        path, fd = start, os.open(start, _FOLDER) if os.open in os.supports_dir_fd else None
+        path, fd = start, os.open(start, _FOLDER) if HAS_DIR_FD else None
     else:
         path, name, parts = start.path / parts[0], parts[0], parts[1:]
         if make:

@@ -10,6 +10,7 @@ file system, because the clocks of two hosts may differ.
 
 import _thread
 import functools
+import importlib
 import json
 import math
 import os
@@ -77,9 +78,9 @@ def ownership(run_dir: Path, inside: Path | None = None) -> Iterator[Ownership]:
             thread.join()
             folder.remove(own.owner)
             if not own.lost:
-                with suppress(FileNotFoundError), _alone_at(folder):
+                with suppress(FileNotFoundError), _alone_at(folder) as file:
                     if not own.lost:
-                        os.unlink(folder.at("lock"), dir_fd=folder.fd)
+                        file.truncate(0)
 
 
 def lock_holder(run_dir: Path) -> str:
@@ -103,11 +104,11 @@ def lock_holder(run_dir: Path) -> str:
 
 @contextmanager
 def _alone_at(folder: Folder) -> Iterator[Any]:
-    """The lock file, created if needed, open for writing and locked against other processes."""
+    """The lock file, created if needed, open for writing and locked against other processes; removed if left empty."""
     try:
         import fcntl
-    except ImportError:  # Windows: other processes are not kept out
-        with folder.open("lock", "ab") as file:
+    except ImportError:
+        with _alone_on_windows(folder) as file:
             yield file
         return
     while True:
@@ -126,6 +127,22 @@ def _alone_at(folder: Folder) -> Iterator[Any]:
                         if os.stat(folder.at("lock"), dir_fd=folder.fd).st_size == 0:
                             os.unlink(folder.at("lock"), dir_fd=folder.fd)
                 return
+
+
+@contextmanager
+def _alone_on_windows(folder: Folder) -> Iterator[Any]:
+    """`_alone_at` where locked bytes cannot be read and open files cannot be removed: another file is locked."""
+    msvcrt: Any = importlib.import_module("msvcrt")
+    with folder.open("lock.guard", "ab") as guard:
+        msvcrt.locking(guard.fileno(), msvcrt.LK_LOCK, 1)  # an OSError when it is not ours in ten seconds
+        try:
+            with folder.open("lock", "ab") as file:
+                yield file
+        finally:
+            if os.stat(folder.at("lock")).st_size == 0:
+                os.unlink(folder.at("lock"))
+    with suppress(OSError):  # another process has opened it
+        os.unlink(folder.at("lock.guard"))
 
 
 def _file_clock(folder: Path) -> float:
@@ -156,6 +173,23 @@ def signal_handlers(handlers: Mapping[int, Any]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+SAVE_AND_STOP: signal.Signals = getattr(signal, "SIGUSR1", getattr(signal, "SIGBREAK", signal.SIGTERM))
+"""The signal that asks a run to stop at the end of its epoch; Windows has no SIGUSR1."""
+
+
+def signal_self(number: signal.Signals) -> None:
+    """Have the main thread of this process handle a signal. Call it from another thread."""
+    if hasattr(signal, "SIGUSR1"):
+        os.kill(os.getpid(), number)
+    else:  # Windows, where os.kill ends a process
+        _thread.interrupt_main(number)
+
+
+def can_fork() -> bool:
+    """Whether a process can be forked safely: not on Windows, nor on macOS with the libraries of its system."""
+    return hasattr(os, "fork") and sys.platform != "darwin"
+
+
 _interrupts: list[int] = []
 
 
@@ -172,7 +206,7 @@ def heed_interrupts() -> None:
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Note SIGTERM and Ctrl-C for `heed_interrupts`, and raise them at the end at the latest; a second Ctrl-C at once.
 
-    Ctrl-C stays ignored where it was. Yields whether SIGUSR1 has come.
+    Ctrl-C stays ignored where it was. Yields whether `SAVE_AND_STOP` has come.
     """
     asked: list[int] = []
 
@@ -186,7 +220,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
                 os.write(2, b"\nsegexp: stopping after this step; Ctrl-C again stops at once\n")
 
     numbers = [signal.SIGINT] if signal.getsignal(signal.SIGINT) != signal.SIG_IGN else []
-    numbers += [signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+    numbers += [signal.SIGTERM, SAVE_AND_STOP]
     with signal_handlers(dict.fromkeys(numbers, note)):
         try:
             yield lambda: bool(asked)

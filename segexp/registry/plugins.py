@@ -439,7 +439,7 @@ class _Finder:
             if hidden:
                 found = PathFinder.find_spec(name, path)
                 if (found is None or found.origin == str(hidden)) and _is_running(plugin):
-                    known = str(hidden.relative_to(plugin.root)) in plugin.files  # the file of the plugin itself
+                    known = hidden.relative_to(plugin.root).as_posix() in plugin.files  # the file of the plugin itself
                     cure = "move what others import to another file" if known else "write an import statement for it"
                     raise ModuleNotFoundError(f"{hidden} cannot be imported so: {cure}", name=name)
         return None

@@ -37,7 +37,7 @@ from segexp.errors import UsageError
 from segexp.models.architectures import weights_sha
 from segexp.records import NUMERICS, check_complete, check_numerics, read_run, run_name, write_json
 from segexp.records.formatting import pluralize
-from segexp.records.process import OwnedError, ownership, usable_cores
+from segexp.records.process import OwnedError, can_fork, ownership, usable_cores
 from segexp.records.runs import FINAL
 from segexp.registry.plugins import LOADED, no_exit
 from segexp.running.splits import check_method, check_unit, drawn_split
@@ -129,6 +129,11 @@ def opened(config: Config, bad: dict[str, str] | None = None) -> tuple[ImageSet,
 def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
     """Read, check and split the data, and name the run. Raises UsageError before anything is written."""
     check_installed(config.tracking)
+    if config.trainer.workers and not can_fork():
+        raise UsageError(
+            f"trainer.workers={config.trainer.workers} needs processes that are forked, which this system cannot do "
+            "safely: use trainer.workers=0, the same batches"
+        )
     dataset = dataset or load_dataset(config)
     image_set, facts = dataset.image_set, dataset.facts
     split, warnings = checked_split(config, image_set, facts)
@@ -389,12 +394,13 @@ def archive(spec: RunSpec) -> None:
     for run_dir in (spec.run_dir, *spec.outdated):
         if not (run_dir / "run.json").exists():
             continue
-        with ownership(run_dir):
+        with ownership(run_dir) as own:
             number = 1
             while (archived := run_dir.with_name(f"{run_dir.name}.old{number}")).exists():
                 number += 1
             run_dir.rename(archived)
             (archived / "lock").unlink()
+            (archived / own.owner).rmdir()
         log.warning("the earlier attempt is kept in %s", archived)
 
 

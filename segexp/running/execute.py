@@ -26,7 +26,7 @@ from segexp.errors import BusyError, DataChangedError, DivergedError, UsageError
 from segexp.models.build import Built, build_warnings, init_sha, parameter_count
 from segexp.records import NUMERICS, PROGRESS, SCHEMA_VERSION, flatten, read_run, write_atomic, write_json, write_table
 from segexp.records.files import shown_command
-from segexp.records.owned import Ownership, discard, open_atomic, open_file
+from segexp.records.owned import HAS_DIR_FD, Ownership, discard, open_atomic, open_file
 from segexp.records.plugins import PLUGINS, plugin_lines, plugins_record
 from segexp.records.process import OwnedError, environment_text, heed_interrupts, interruptible, ownership, waits
 from segexp.records.scores import facts_of
@@ -98,7 +98,8 @@ def _log_file(path: Path) -> Iterator[None]:
     with open_atomic(path) as file:
         with suppress(FileNotFoundError), open_file(path) as earlier:
             shutil.copyfileobj(earlier, file)
-        stream = os.fdopen(os.dup(file.fileno()), "a", encoding="utf-8")
+        place = os.dup(file.fileno()) if HAS_DIR_FD else path
+    stream = open(place, "a", encoding="utf-8")  # noqa: SIM115
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = log.level

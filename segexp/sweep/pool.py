@@ -1,8 +1,8 @@
 """Many runs on one machine, each in a process of its own, so that a run that dies does not affect the others.
 
 The pools of the standard library are lost when a worker is killed; here the death of a process is one way in which a
-task can end. Processes are forked from a server that has imported torch once (forkserver). This module knows processes,
-not runs: the results of a task are in its directory.
+task can end. Processes are forked from a server that has imported torch once (forkserver); where forking is not safe
+each imports it itself (spawn). This module knows processes, not runs: the results of a task are in its directory.
 """
 
 import faulthandler
@@ -15,14 +15,14 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from multiprocessing import connection, forkserver, get_context, parent_process
+from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from segexp.config.canonical import config_of
 from segexp.errors import REFUSED, BusyError, UsageError, unexpected
-from segexp.records.process import signal_handlers
+from segexp.records.process import SAVE_AND_STOP, can_fork, signal_handlers, signal_self
 from segexp.registry import plugins
 
 BUSY, BROKEN = 75, 70  # exit codes of a process whose run did not start: its directory is in use; an error
@@ -51,11 +51,7 @@ a forked process does not have."""
 LEAVE_SECONDS = 30.0  # how long a worker whose parent has died may take to record that it was interrupted
 LOOK_SECONDS = 0.5  # time between two looks at the clock, at Ctrl-C and at the state of the sweep
 BUSY_SECONDS = 5.0  # time until a run whose directory is in use is tried again
-KILL_SECONDS = 20.0  # time between the request to stop at once and SIGKILL
-
-# Windows has neither: there a process can only be terminated.
-SAVE_AND_STOP = getattr(signal, "SIGUSR1", signal.SIGTERM)
-KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+KILL_SECONDS = 20.0  # time between the request to stop at once and the end by force
 
 Report = Callable[..., None]  # sends facts from a worker to its parent: why its run did not start, or how it ended
 
@@ -83,14 +79,15 @@ def main(target: Target, payload: Mapping[str, Any], output: Path, gpu: str | No
     sys.stdout.flush()
     sys.stderr.flush()
     output.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o644)
-    for number in (1, 2):
-        os.dup2(descriptor, number)
+    safe = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | safe, 0o644)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
     os.close(descriptor)
     text: dict[str, Any] = {"buffering": 1, "encoding": "utf-8", "errors": "replace", "closefd": False}
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", **text) for number in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", **text) for stream in (1, 2))
     faulthandler.enable()
-    threading.Thread(target=_leave_with_parent, daemon=True, name="segexp-parent").start()
+    threading.Thread(target=_heed_parent, args=(mailbox,), daemon=True, name="segexp-parent").start()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     try:
@@ -124,13 +121,16 @@ def run(payload: Mapping[str, Any], report: Report) -> int:
     return 0
 
 
-def _leave_with_parent() -> None:
-    """Stop when the sweep is killed: the run would keep its directory from the next attempt."""
+def _heed_parent(mailbox: Connection) -> None:
+    """Pass the signals on that the sweep sends (Windows has none between processes), and stop when it is killed: the
+    run would keep its directory from the next attempt."""
     parent = parent_process()
     if parent is None:
         return
-    wait([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
+    with suppress(EOFError, OSError):
+        while mailbox in wait([parent.sentinel, mailbox]):
+            signal_self(mailbox.recv())
+    signal_self(signal.SIGTERM)
     time.sleep(LEAVE_SECONDS)
     os._exit(1)
 
@@ -201,10 +201,8 @@ def run_tasks(
     saves and stops; after a second one it stops at once; tasks that had not started have no ending. ``show`` is called
     at every change and a few times a second.
     """
-    forkserver.set_forkserver_preload(list(preload))
-    with signal_handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)):
-        # Signals go to the whole process group: without the server, running processes would seem dead.
-        forkserver.ensure_running()
+    if can_fork():
+        _start_server(preload)
     pool = _Pool(gpus, target, retries, timeout_seconds, deque((task, 1, 0.0) for task in tasks), Board(len(tasks)))
     interrupts = 0
 
@@ -226,6 +224,15 @@ def run_tasks(
         _send(pool.board.active, signal.SIGTERM)
         raise
     return pool.board
+
+
+def _start_server(preload: Sequence[str]) -> None:
+    from multiprocessing import forkserver
+
+    forkserver.set_forkserver_preload(list(preload))
+    with signal_handlers(dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)):
+        # Signals go to the whole process group: without the server, running processes would seem dead.
+        forkserver.ensure_running()
 
 
 @dataclass
@@ -256,9 +263,9 @@ class _Pool:
         self.board.busy = [task.name for task, _, not_before in self.queue if not_before]
 
     def start(self, task: Task, attempt: int) -> None:
-        context = get_context("forkserver")
+        context = get_context("forkserver") if can_fork() else get_context("spawn")
         slot = min(set(range(len(self.gpus))) - {one.slot for one in self.board.active})
-        ours, theirs = context.Pipe(duplex=False)
+        ours, theirs = context.Pipe()
         # Not daemonic: a run's own processes that load images must be allowed.
         arguments = (self.target, task.payload, task.output, self.gpus[slot], theirs)
         process = context.Process(target=main, args=arguments, name=task.name)
@@ -287,7 +294,7 @@ class _Pool:
     def finish(self, active: Active) -> None:
         active.process.join()
         facts: dict[str, Any] = {}
-        with suppress(EOFError):  # it has reported everything
+        with suppress(EOFError, OSError):  # it has reported everything
             while active.mailbox.poll():
                 facts |= active.mailbox.recv()
         active.mailbox.close()
@@ -327,7 +334,7 @@ class _Pool:
             self.stopping_since = time.monotonic()
             _send(self.board.active, SAVE_AND_STOP if stopping == 1 else signal.SIGTERM)
         elif stopping == 2 and time.monotonic() > self.stopping_since + KILL_SECONDS:
-            _send(self.board.active, KILL)
+            _kill(self.board.active)
 
     def heed_timeouts(self) -> None:
         if self.timeout is None:
@@ -335,16 +342,22 @@ class _Pool:
         for active in self.board.active:
             over = time.monotonic() - active.began - self.timeout
             if over > KILL_SECONDS:
-                _send([active], KILL)
+                _kill([active])
             elif over > 0 and not active.timed_out:
                 active.timed_out = True
                 _send([active], signal.SIGTERM)
 
 
-def _send(active: Sequence[Active], number: int) -> None:
+def _send(active: Sequence[Active], number: signal.Signals) -> None:
+    """Ask processes to handle a signal."""
     for one in active:
-        with suppress(ProcessLookupError):  # it has ended meanwhile
-            os.kill(one.process.pid, number)
+        with suppress(OSError):  # it has ended meanwhile
+            one.mailbox.send(number)
+
+
+def _kill(active: Sequence[Active]) -> None:
+    for one in active:
+        one.process.kill()
 
 
 def _how_it_died(code: int, output: Path) -> str:

@@ -234,7 +234,8 @@ def _predicted(
         now: dict[str, Any] = {**options, **(learned.present(exact) if learned else {})}
         slope = now.pop("slope", fixed.slope)
         phi = None if activation.log_odds is None else activation.log_odds(slope * exact, **now)
-    return dataclasses.replace(fixed, logits_NKHW=exact, log_odds_NKHW=phi, slope=slope)
+    # Not dataclasses.replace, which the compiler of older torch does not follow.
+    return Prediction(fixed.mode, exact, phi, fixed.activation, slope, fixed.clip, fixed.first, fixed.overlapping)
 
 
 def mean_prediction(predictions: Sequence[Prediction]) -> Prediction:

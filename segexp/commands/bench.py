@@ -190,7 +190,10 @@ def _seconds(
 
     # Timer imports what compiles extensions, which warns where CUDA is installed and there is no GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    from torch.utils.benchmark import Timer
+    try:
+        from torch.utils.benchmark import Timer
+    except ModuleNotFoundError as error:  # older torch takes setuptools for granted
+        raise UsageError(f"torch {torch.__version__} measures with {error.name}: pip install {error.name}") from None
 
     known = {"module": module, "x": x, "y": module(x), "inputs": [x, *module.parameters()], "gradient": gradient}
     threads = torch.get_num_threads()

@@ -270,7 +270,7 @@ def matching(prediction: "Prediction", target: "Tensor") -> "Tensor":
     would not be symmetric), and for an F that depends on the batch.
     """
     log_odds_of(prediction)
-    activation = OUTPUT_ACTIVATIONS.get(prediction.activation)
+    activation = OUTPUT_ACTIVATIONS[prediction.activation] if prediction.activation else None
     reason = _no_matching(activation, prediction.mode) if activation else None
     if reason:
         raise ValueError(reason)

@@ -317,10 +317,8 @@ def train_step(
     state.scaler.unscale_(state.optimizer)
     if probe:
         probe.take_gradient_norms()
-    gradients = [p.grad for p in task.network.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if config.trainer.clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(list(task.network.parameters()), config.trainer.clip_norm, norm)
+    limit = math.inf if config.trainer.clip_norm is None else config.trainer.clip_norm
+    norm = torch.nn.utils.clip_grad_norm_(list(task.network.parameters()), limit)
     # Under fp16 infinite gradients are normal: the scaler skips the step and lowers its scale.
     bad = ~loss.isfinite() if config.trainer.precision == "fp16" else ~(loss.isfinite() & norm.isfinite())
     first_bad = sums.first_bad_step

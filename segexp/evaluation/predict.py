@@ -120,16 +120,20 @@ def predict(
             if resolution == "network" or tuple(several[0].shape[2:]) == (height, width):
                 prediction, target = network_prediction, network_target
             else:
-                if batch.padded:
-                    native = [logits[:, :, :height, :width] for logits in several]
-                else:
-                    native = [F.interpolate(logits, (height, width), mode="bilinear") for logits in several]
-                prediction = mean(native)
+                prediction = mean([at_native_size(logits, batch) for logits in several])
                 target = batch.native_masks_NHW.to(several[0].device, non_blocking=True)
         # Outside the block: yielding inside it would leave autograd switched off in the caller.
         resized = tuple(target.shape[1:]) != (height, width) and not batch.padded
         pixel_size = (height / target.shape[1], width / target.shape[2]) if resized else (1.0, 1.0)
         yield Scored(batch.indices, prediction, target, (network_prediction, network_target), pixel_size)
+
+
+def at_native_size(logits_NKHW: torch.Tensor, batch: ScoringBatch) -> torch.Tensor:
+    """The logits of a batch without its padding, or resized (bilinear) to the images' own size."""
+    height, width = batch.native_masks_NHW.shape[1:]
+    if batch.padded or tuple(logits_NKHW.shape[2:]) == (height, width):
+        return logits_NKHW[:, :, :height, :width]
+    return F.interpolate(logits_NKHW, (height, width), mode="bilinear")
 
 
 def counted_masks(target_NHW: torch.Tensor, prediction: Prediction) -> tuple[torch.Tensor, torch.Tensor]:

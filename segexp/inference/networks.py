@@ -1,120 +1,134 @@
-"""The networks of finished runs that predict together: seeds of one arm, and mirror images, as one mean probability."""
+"""Networks of finished runs as one: seeds and mirror images as the mean probability, of whole images or by tiles.
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+Tiles are overlapping windows at the network's scale, blended with Gaussian weights. Logits are blended, as by nnU-Net
+(Isensee et al. 2021, doi:10.1038/s41592-020-01008-z): within a pass of one network that is what a run does where it
+resizes logits. Networks and mirror images are then averaged as probabilities, as everywhere in segexp.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from segexp.activations.head import Prediction, mean_prediction
 from segexp.config import Config, params
-from segexp.data.batches import InputGeometry, Sample, sample_of, scoring_batches
+from segexp.data.batches import InputGeometry, sample_of, scoring_batches
 from segexp.data.image_set import Pair
-from segexp.data.normalise import AS_STORED
-from segexp.evaluation.predict import FLIPS, Forward, make_forward, predict
+from segexp.data.normalise import ruled
+from segexp.evaluation.predict import FLIPS, Forward, at_native_size, make_forward
 from segexp.models.architectures import ARCHITECTURES, check_size, common_size
+from segexp.records.process import heed_interrupts
 from segexp.records.runs import Run
 from segexp.running.build import Trained, trained
+
+SIGMA = 1 / 8  # of the Gaussian weights, as share of the tile; that of nnU-Net
 
 
 @dataclass(frozen=True)
 class Networks:
-    """members: each network with its normalisation and head, and its forward pass. config, geometry: what they share.
-    flips: see `segexp.evaluation.predict.FLIPS`."""
+    """members: each network, its forward pass, and a way of mirroring (`FLIPS`). geometry: how images are fitted."""
 
     config: Config
-    members: tuple[tuple[Trained, Forward], ...]
+    members: tuple[tuple[Trained, Forward, tuple[int, ...]], ...]
     geometry: InputGeometry
-    flips: Sequence[tuple[int, ...]]
 
-    def check(self, height: int, width: int) -> None:
-        """Raise UsageError where an image of this size is too small for the network."""
-        if self.geometry.how == "pad":
-            model, divisor = self.config.model, self.geometry.divisor
-            smaller = -(-min(height, width) // divisor) * divisor
-            check_size(model.name, params(model), self.config.backbone.name, smaller, f"padded to {smaller} px, it")
+    @classmethod
+    def of(cls, runs: Sequence[Run], configs: Sequence[Config], tta: bool) -> "Networks":
+        """The selected networks of runs that differ in seed and split alone. Raises UsageError."""
+        members: list[tuple[Trained, Forward, tuple[int, ...]]] = []
+        for run, config in zip(runs, configs, strict=True):
+            one = trained(run.path, config, dict(run.record), config.trainer.device)
+            forward = make_forward(one.network, one.device, config.trainer.precision)
+            members += [(one, forward, axes) for axes in (FLIPS if tta else FLIPS[:1])]
+        data, model = configs[0].dataset, configs[0].model
+        divisor = ARCHITECTURES[model.name].divisor.of(params(model))
+        return cls(configs[0], tuple(members), InputGeometry(data.fit, data.image_size or 0, divisor))
 
-    def whole(
-        self, read: Callable[[int], Sample], size: tuple[int, int], slices: int
-    ) -> Iterator[tuple[tuple[int, ...], Prediction]]:
-        """Slices of one size, batch by batch in their order, with their prediction at that size (N, K, H, W).
+    def predicted(self, image_HWC: np.ndarray, tile: int | None, overlap: float) -> Iterator[tuple[slice, Prediction]]:
+        """Bands of rows from top to bottom with their predictions (1, K, rows, W); one band without ``tile``.
 
-        The run's own way of scoring: fitted, normalised, and the logits brought back to the native size.
+        tile: side in pixels, a multiple of the divisor; holds the logits of a row of tiles, whatever the height of the
+        image. Raises UsageError where the image is too small.
         """
-        sizes_N2, batch_size = np.tile(size, (slices, 1)), self.config.trainer.batch_size
-        streams = [
-            predict(
-                forward,
-                run.head,
-                scoring_batches(read, self.geometry, run.normalise, range(slices), sizes_N2, batch_size),
-                run.device,
-                "native",
-                self.flips,
-            )
-            for run, forward in self.members
-        ]
-        for several in zip(*streams, strict=True):
-            yield several[0].indices, mean_of([scored.prediction for scored in several])
+        image_HWC = ruled(image_HWC, self.members[0][0].rule)
+        height, width = image_HWC.shape[:2]
+        side = tile or max(height, width)
+        self._check(min(height, width))
+        tops, lefts = starts(height, side, overlap), starts(width, side, overlap)
+        sums: dict[int, torch.Tensor] = {}
+        weight_HW = torch.zeros(min(side, height), width)
+        bands = [*zip(tops, [*tops[1:], height], strict=True)]
+        for top, end in tqdm(bands, desc="rows of tiles", leave=False, disable=None if len(bands) > 1 else True):
+            for left in lefts:
+                window_HWC, across = image_HWC[top : top + side, left : left + side], slice(left, left + side)
+                down_H, across_W = (_weights(n, side) for n in window_HWC.shape[:2])
+                single = len(tops) == len(lefts) == 1  # then logits stay bit by bit as they are
+                weights_HW = torch.ones(()) if single else down_H[:, None] * across_W
+                weight_HW[:, across] += weights_HW
+                for n in range(len(self.members)):
+                    logits_KHW = self._logits(n, window_HWC)
+                    if n not in sums:
+                        sums[n] = torch.zeros(len(logits_KHW), *weight_HW.shape)
+                    sums[n][..., across] += logits_KHW * weights_HW
+            done = end - top
+            with torch.inference_mode():
+                blended = [(of_KHW[:, :done] / weight_HW[:done])[None] for of_KHW in sums.values()]
+                each = [member[0].head(logits) for member, logits in zip(self.members, blended, strict=True)]
+                prediction = each[0] if len(each) == 1 else mean_prediction(each)
+            yield slice(top, end), prediction
+            for kept in (*sums.values(), weight_HW) if end < height else ():  # the next row of tiles begins at ``end``
+                kept.copy_(torch.cat((kept[..., done:, :], torch.zeros_like(kept[..., :done, :])), dim=-2))
 
-    def logits(self, member: int, axes: tuple[int, ...], window_HWC: np.ndarray) -> torch.Tensor:
-        """(K, H, W) on the CPU: the logits of one network for a window of an image that its rule has scaled. The window
-        is mirrored along ``axes`` before and back after, and padded like a whole image."""
-        run, forward = self.members[member]
-        geometry, size = replace(self.geometry, rule=AS_STORED), window_HWC.shape[:2]
-        sample = sample_of(Pair(window_HWC, np.zeros(size, np.uint8)), geometry)
-        (batch,) = scoring_batches(lambda _: sample, geometry, run.normalise, [0], np.array([size]), 1)
+    def _check(self, shorter: int) -> None:
+        """Raise UsageError where an image with this shorter side is too small for the network."""
+        if self.geometry.how == "pad":
+            model, side = self.config.model, -(-shorter // self.geometry.divisor) * self.geometry.divisor
+            check_size(model.name, params(model), self.config.backbone.name, side, f"padded to {side} px, it")
+
+    def _logits(self, member: int, window_HWC: np.ndarray) -> torch.Tensor:
+        """(K, H, W) on the CPU, of an image that its rule has scaled or a window of it, as the run scores an image."""
+        heed_interrupts()
+        run, forward, axes = self.members[member]
+        sample = sample_of(Pair(window_HWC, np.zeros(window_HWC.shape[:2], np.uint8)), self.geometry)
+        sizes_12 = np.array([window_HWC.shape[:2]])
+        (batch,) = scoring_batches(lambda _: sample, self.geometry, run.normalise, [0], sizes_12, 1)
         with torch.inference_mode():
             logits = forward(batch.images_NCHW.to(run.device).flip(axes)).flip(axes).float().cpu()
-        return logits[0, :, : size[0], : size[1]]
+            return at_native_size(logits, batch)[0]
 
+    def lacks_memory(self, pixels: int) -> float:
+        """Bytes that an image of this size may take on the CPU where less is free, else 0.
 
-def mean_of(predictions: Sequence[Prediction]) -> Prediction:
-    """The mean of equal weights; one prediction as it is."""
-    return predictions[0] if len(predictions) == 1 else mean_prediction(predictions)
-
-
-def networks_of(runs: Sequence[Run], configs: Sequence[Config], tta: bool) -> Networks:
-    """The selected networks of finished runs that differ in seed and split alone. configs: theirs, in their order, with
-    the device. Raises UsageError."""
-    members = []
-    for run, config in zip(runs, configs, strict=True):
-        network = trained(run.path, config, dict(run.record), config.trainer.device)
-        members.append((network, make_forward(network.network, network.device, config.trainer.precision)))
-    config = configs[0]
-    divisor = ARCHITECTURES[config.model.name].divisor.of(params(config.model))
-    geometry = InputGeometry(config.dataset.fit, config.dataset.image_size or 0, divisor, members[0][0].rule)
-    return Networks(config, tuple(members), geometry, FLIPS if tta else ((),))
-
-
-def bytes_per_pixel(networks: Networks) -> float:
-    """Memory that a forward pass takes for each pixel of the image: twice the largest input and output of a layer,
-    measured on a small image."""
-    run, forward = networks.members[0]
-    config, most = networks.config, 0
-    side = common_size(config.model.name, params(config.model), config.backbone.name)
-
-    def note(module: torch.nn.Module, given: Any, result: Any) -> None:
-        nonlocal most
-        most = max(most, sum(t.nbytes for t in (*given, result) if isinstance(t, torch.Tensor)))
-
-    hooks = [m.register_forward_hook(note) for m in run.network.modules() if not list(m.children())]
-    try:
+        An estimate: four times the largest output of a layer, measured on a small image.
+        """
+        run, forward, _ = self.members[0]
+        meminfo, model, found = Path("/proc/meminfo"), self.config.model, [0]
+        if run.device.type != "cpu" or not meminfo.exists():
+            return 0.0
+        side = common_size(model.name, params(model), self.config.backbone.name)
+        note: Any = lambda module, given, result: found.append(getattr(result, "nbytes", 0))  # noqa: E731
+        hooks = [module.register_forward_hook(note) for module in run.network.modules()]
         with torch.inference_mode():
-            forward(torch.zeros(1, run.channels, side, side, device=run.device))
-    finally:
+            forward(torch.zeros(1, run.channels, side, side))
         for hook in hooks:
             hook.remove()
-    return 2 * most / side**2
+        needed = 4 * max(found) * pixels / side**2
+        free = re.search(r"MemAvailable: *(\d+)", meminfo.read_text(encoding="ascii"))
+        return needed if free and needed > 1024 * int(free[1]) else 0.0
 
 
-def free_memory(device: torch.device) -> float:
-    """Free bytes of the device; infinite where the system does not say."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, ValueError, StopIteration):
-        return float("inf")
+def starts(extent: int, tile: int, overlap: float) -> list[int]:
+    """First pixels of tiles that cover ``extent`` evenly; neighbours share at least ``overlap`` of a tile, rounded."""
+    if extent <= tile:
+        return [0]
+    steps = -(-(extent - tile) // max(1, round(tile * (1 - overlap))))
+    return [round(n * (extent - tile) / steps) for n in range(steps + 1)]
+
+
+def _weights(extent: int, tile: int) -> torch.Tensor:
+    return torch.exp(-0.5 * ((torch.arange(extent) - (extent - 1) / 2) / (SIGMA * tile)) ** 2)

@@ -214,7 +214,7 @@ def _values(option: Option) -> str:
     elif option.range.words:
         text = str(option.range)
     else:
-        names = {int: "whole number", float: "number", bool: "`true`, `false`", str: "text"}
+        names = {int: "integer", float: "number", bool: "`true`, `false`", str: "text"}
         text = names.get(kind) or ("list" if typing.get_origin(kind) is list or kind is list else "mapping")
         text += f", {option.range}" if kind in (int, float) and str(option.range) != "finite" else ""
         text = text.replace(str(2**63 - 1), "2^63 - 1")
@@ -291,24 +291,29 @@ def tables() -> str:
     """The columns of every CSV file, from the records."""
     parts = [TABLES_INTRO]
     for table, columns in COLUMNS.items():
-        keys = KEYS.get(table, ())
-        rows = [_column(name, kind, keys) for name, kind in columns.items()]
-        parts += [f"## {table}.csv", markdown_table(rows)]
+        parts += [f"## {table}.csv", _columns(columns, KEYS.get(table, ()))]
     for title, (text, columns) in COLLECTED.items():
-        parts += [f"## {title}", text, markdown_table([_column(name, kind, ()) for name, kind in columns.items()])]
+        parts += [f"## {title}", text, _columns(columns)]
     return "\n\n".join(parts)
+
+
+def _columns(columns: Mapping[str, type], keys: Sequence[str] = ()) -> str:
+    """A row for each column of a table; what none of them has is left out."""
+    rows = [_column(name, kind, keys) for name, kind in columns.items()]
+    used = [fact for fact in rows[0] if any(row[fact] for row in rows)]
+    return markdown_table([{fact: row[fact] for fact in used} for row in rows])
 
 
 def _column(name: str, kind: type, keys: Sequence[str]) -> dict[str, str]:
     score = SCORES.get(name)
     unit = high = better = ""
     if score and kind is not str:
-        unit = {"points": "share (tables print points, x 100)", "pixels": "pixels or mm"}.get(score.unit, "")
+        unit = {"points": "share (printed in points, x 100)", "pixels": "pixels or mm"}.get(score.unit, "")
         high = "0 and above" if score.highest == float("inf") else f"0 to {score.highest:g}"
         better = ("higher" if score.higher_is_better else "lower") if score.compared else ""
     return {
         "column": f"**`{name}`**" if name in keys else f"`{name}`",
-        "kind": {int: "whole number", float: "number", str: "text", bool: "true or false"}[kind],
+        "kind": {int: "integer", float: "number", str: "text", bool: "boolean"}[kind],
         "title": score.title if score else "",
         "range": high,
         "unit": unit,

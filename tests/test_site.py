@@ -38,7 +38,7 @@ def test_the_reference_says_what_enters_the_identity(pages: dict[str, str]) -> N
             " | "
         )
 
-    assert row("trainer.epochs")[1:4] == ["whole number, at least 1 and at most 1000000", "`8`", "yes"]
+    assert row("trainer.epochs")[1:4] == ["integer, at least 1 and at most 1000000", "`8`", "yes"]
     assert row("trainer.device")[1:4] == ["`auto`, `cpu`, `cuda`, `mps`", "`auto`", ""]
     assert row("metrics.nsd")[3] == "yes, but `pixel`"
     assert row("dataset.root")[2] == "must be given"

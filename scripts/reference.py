@@ -7,6 +7,7 @@
 
 import argparse
 import inspect
+import json
 import os
 import re
 import sys
@@ -49,7 +50,10 @@ def write(folder: Path) -> None:
 
 def pages() -> dict[str, str]:
     """Name of a page -> its Markdown."""
-    written = {"commands": commands, "configuration": configuration, "tables": tables, "api": api}
+    written = {
+        **{"commands": commands, "configuration": configuration, "tables": tables, "api": api},
+        "notebook": lambda: notebook(REPOSITORY / "docs" / "notebook.ipynb"),
+    }
     beside = {page: beside_docs(REPOSITORY / file) for file, page in BESIDE.items()}
     return {name: f"{MADE}\n{page()}\n" for name, page in written.items()} | beside
 
@@ -319,6 +323,31 @@ def _column(name: str, kind: type, keys: Sequence[str]) -> dict[str, str]:
         "unit": unit,
         "better": better,
     }
+
+
+# The notebook
+
+
+def notebook(path: Path) -> str:
+    """An executed notebook as Markdown: text, code without lines for Jupyter alone, the richest of its outputs."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(re.sub(r"\]\((?!https?:|#)", "](../", source))
+            continue
+        code = "\n".join(line for line in source.splitlines() if not line.startswith("%")).strip()
+        parts.append(f"```python\n{code}\n```")
+        for output in cell["outputs"]:
+            data = {kind: "".join(text) for kind, text in output.get("data", {}).items()}
+            if "image/png" in data:
+                image = f'<img alt="figure" src="data:image/png;base64,{data["image/png"].strip()}">'
+                parts.append(f"```{{raw}} html\n{image}\n```")
+            elif "text/html" in data:
+                parts.append(f"```{{raw}} html\n{data['text/html']}\n```")
+            elif text := data.get("text/plain", "".join(output.get("text", ""))):
+                parts.append(f"```text\n{text}\n```")
+    return "\n\n".join(parts)
 
 
 # Python API

@@ -1,5 +1,6 @@
 """Every `segexp ...` line of README and docs is run, in the order of its page, with tiny networks and images."""
 
+import json
 import os
 import re
 import shutil
@@ -34,6 +35,7 @@ PLACES = {
     "dataset=folder dataset.root=DIR metrics.unit=case": {"DIR": "VOLUMES"},
     "label_{id}.png": {"DIR": "NESTED"},
     "outputs/default/RUN": {"outputs/default/RUN": "outputs/default/{run}"},
+    "outputs/nieradzik2021": {"outputs/nieradzik2021": "outputs/nuclei"},
     "outputs/mine/RUN": {"RUN_A": "{a}", "RUN_B": "{b}", "RUN": "{a}"},
 }
 """Part of a line -> names on it that stand for something, and what that is here."""
@@ -92,6 +94,24 @@ def write_volumes(home: Path) -> None:
                 medical.save_nifti(root / "images" / f"P{n}.nii.gz", image[..., 0])
 
 
+def write_results_of_others(home: Path) -> None:
+    """A table of DSC, and folders of nnU-Net: two arms, and folds or runs."""
+    draw = np.random.default_rng(0).uniform
+    rows = [
+        f"{m},{run},c{case},{draw(0.7, 0.9):.4f}" for m in ("unet", "other") for run in range(5) for case in range(9)
+    ]
+    (home / "results.csv").write_text("\n".join(["model,run,case,DSC", *rows]), encoding="utf-8")
+    for trainer in ("nnUNetTrainer", "nnUNetTrainerArctan"):
+        for fold in range(3):
+            counts = {"TP": 80 + fold, "FP": int(draw(5, 30)), "FN": int(draw(5, 30))}
+            cases = [{"metrics": {"1": counts}, "reference_file": f"/x/case_{fold}{n}.nii.gz"} for n in range(6)]
+            folder = (
+                home / "nnUNet_results" / "Dataset004_X" / f"{trainer}__nnUNetPlans__2d" / f"fold_{fold}" / "validation"
+            )
+            folder.mkdir(parents=True)
+            (folder / "summary.json").write_text(json.dumps({"metric_per_case": cases}), encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the data and the finished studies that the pages name."""
@@ -109,6 +129,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(home / "DIR" / "images" / name, home / "NESTED" / f"P{n % 8}" / f"scan_{name}")
         shutil.copy(home / "DIR" / "masks" / name, home / "NESTED" / f"P{n % 8}" / f"label_{name}")
     write_volumes(home)
+    write_results_of_others(home)
     shutil.copytree(home / "DIR" / "images", home / "new_images")
     Image.fromarray(np.tile(np.arange(96, dtype=np.uint8), (80, 1))).save(home / "slide.tif")
     tiny = tiny_overrides(["dataset=folder"])

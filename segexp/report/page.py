@@ -268,7 +268,7 @@ def _anchors(contents: Contents, samples: Sequence[Samples]) -> dict[str, dict[s
     anchors: dict[str, dict[str, str]] = {}
     for chapter, shown in list(zip(contents.chapters, samples, strict=True))[: len(contents.result.blocks)]:
         ids = {s.image_id: f"{chapter.id}-sample-{n}" for n, s in enumerate(shown.samples, start=1)}
-        ids |= {case_of(image_id): at for image_id, at in ids.items()}
+        ids |= {case_of(image_id) or image_id: at for image_id, at in ids.items()}
         anchors |= {drawn.name: ids for drawn in (*chapter.arms, *itertools.chain(*(p for _, p in chapter.images)))}
     return anchors
 

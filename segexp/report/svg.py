@@ -71,7 +71,7 @@ def _tips(drawing: Drawing, samples: Mapping[str, str]) -> ET.Element:
                 f"{text}; select for its sample",
                 ET.SubElement(group, "a", {"href": f"#{samples[tip.image]}"}),
             )
-        elif tip.image:
+        elif tip.image and samples:
             text += "; no sample here"
         x, y = (0 if extent else NEAR for extent in (tip.width, tip.height))
         box = {"x": left - x, "y": top - y, "width": right - left + 2 * x, "height": bottom - top + 2 * y}

@@ -120,6 +120,12 @@ SAMPLES_DRAWN = "figure svg .tips a"
 
 
 def test_a_point_leads_to_its_sample(page: "Page") -> None:
+    drawn = "all => all.map(link => link.ownerSVGElement.getAttribute('aria-label').split(' ')[0])"
+    kinds = page.locator(SAMPLES_DRAWN).evaluate_all(drawn)
+    assert set(kinds) == {"Scatter", "Differences", "Distribution"}
+    assert len(kinds) == 3 * (2 + 2 + 3)
+    other = page.locator("figure svg[aria-label^=Scatter] .tips > rect").first
+    assert (other.get_attribute("aria-label") or "").endswith("no sample here")
     link = page.locator(SAMPLES_DRAWN).first
     link.focus()
     assert "select for its sample" in page.locator("#tip").inner_text()

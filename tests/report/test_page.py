@@ -195,7 +195,7 @@ def test_places_of_figures_have_their_numbers(usual: Page) -> None:
     assert titles(usual.text, "Forest")[0] == f"arctan \u2212 sigmoid: {numbers}"
     assert titles(usual.text, "Mean Dice")[0] == "arctan: mean (points) 82.00 [79.20, 84.80], 5 seeds"
     assert mentions(titles(usual.text, "Heat map")[1], "sigmoid with ce", "5 seeds")
-    assert titles(usual.text, "Scatter of arctan")[0].endswith("no sample here")
+    assert titles(usual.text, "Scatter of arctan")[0].endswith(" points")
     assert len(titles(usual.text, "Scatter of arctan")) == len(titles(usual.text, "Differences of arctan")) == 60
     assert mentions(titles(usual.text, "validation Dice")[-1], "normal_cdf", "epoch 40")
     assert titles(usual.text, "Critical")[0] == "arctan: mean rank 1.4"

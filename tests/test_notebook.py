@@ -76,6 +76,7 @@ def test_a_comparison_has_the_numbers_of_the_command_line(study: Path, frames: S
         assert str(table["p_holm"].dtype) == "float64"
         assert found.verdict == table.loc[0, "verdict"]
     assert found.headline in found._repr_html_()
+    assert sys.modules["segexp.compare"](study).verdict == expected.verdict  # type: ignore[operator]
     assert any("failed" in warning for warning in found.warnings)
 
 
@@ -120,6 +121,7 @@ def test_a_result_draws_and_escapes_itself():
         untested.plot_forest()
 
 
+@pytest.mark.slow
 def test_the_package_is_called_before_and_after_it_is_imported_and_needs_no_torch(study: Path):
     lines = [
         f"import sys, segexp; first = segexp.compare({str(study)!r}).verdict",

@@ -252,6 +252,9 @@ def add_comparison_arguments(parser: Parser) -> None:
         usual: Mapping[str, str] = imported("segexp.compare.blocks", "USUAL_REFERENCE")
         return [*(f"{key}={level}" for key, level in usual.items()), "all"]
 
+    def roles() -> Iterable[str]:
+        return [f"{role}=" for role in imported("segexp.records.foreign", "ROLES")]
+
     add = parser.add_argument
     scores = [score.name for score in SCORES.values() if score.compared]
     arm = "the groups or keys of the configuration that define an arm"
@@ -261,7 +264,7 @@ def add_comparison_arguments(parser: Parser) -> None:
     where = "only runs with this value, or one of several: activation=sigmoid,arctan; can be repeated"
     add("--where", metavar="KEY=VALUE", action="append", help=where)
     columns = "of another program's table: which column holds what (arm, seed, image, score ...)"
-    add("--columns", metavar="ROLE=COLUMN,ROLE=COLUMN", help=columns)
+    add("--columns", metavar="ROLE=COLUMN,ROLE=COLUMN", complete=roles, help=columns)
     add("--paired", action="store_true", help="of another program's table: runs of one seed are pairs")
     metric = "the score to compare (default: dice); several are adjusted for each other"
     add("--metric", metavar="NAME,NAME", complete=scores, help=metric)

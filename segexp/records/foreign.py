@@ -107,7 +107,8 @@ def of_table(table: Table, given: Mapping[str, str], split: str = "test") -> Sou
     arms = [*zip(*(rows[name] for name in names["arm"]), strict=True)]
     frame = pd.DataFrame({**texts, "arm": arms, **{s.name: rows[name] for s, name in scored.items()}}, rows.index)
     unused = [name for name in table.columns if name not in {name for of in names.values() for name in of}]
-    notes = [f"{table.path} read with " + ", ".join(f"{role}={'+'.join(of)}" for role, of in names.items())]
+    read = ", ".join(role if of == [role] else f"{role}={'+'.join(of)}" for role, of in names.items())
+    notes = [f"{table.path} read with {read}"]
     notes += [f"{pluralize(len(whole) - len(rows), 'row')} of other splits left out"] if len(rows) < len(whole) else []
     notes += [f"not used: {some(unused)}"] if unused else []
     own = [score for score in scored if score.name.startswith(OWN)]

@@ -106,8 +106,10 @@ def test_a_data_frame_is_read_like_the_table_that_it_would_be(tmp_path: Path):
 
 def test_a_result_draws_and_escapes_itself():
     names = {"<script>alert(1)</script>": 0.0, "b & c": 0.05, "d": 0.0}
-    found = segexp.compare(long_frame(**names), columns="arm=model,image=case,dice=DSC", reference="model=d")
+    frame = long_frame(**names).rename(columns={"DSC": "DS<C"})
+    found = segexp.compare(frame, columns="arm=model,image=case,dice=DS<C", reference="model=d")
     text = found._repr_html_()
+    assert "dice=DS&lt;C" in text  # how it was read, among the warnings
     assert "<script>" not in text
     assert "b &amp; c" in text
     (axis,) = found.plot_forest().axes

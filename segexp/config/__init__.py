@@ -200,11 +200,8 @@ def mode_of(config: Config) -> HeadMode:
 
 
 LAUNCHERS = {"local": "", "submitit_slurm": "slurm", "ray": "ray"}
-"""Names of ``hydra/launcher`` that run a sweep -> the extra of segexp that installs them, "" for none."""
-
-
 TRACKERS = {"csv": "", "tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
-"""Names of ``tracking``, which are the packages that they need -> the extra that installs it, "" for none."""
+"""Names of ``hydra/launcher`` that run a sweep, and of ``tracking`` -> the extra that installs them, "" for none."""
 
 
 @dataclass

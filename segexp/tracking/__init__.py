@@ -1,5 +1,5 @@
-"""Runs in the tools people watch them with. Each tracker of a run is a process of its own, which reads the files that
-the run writes: it can neither slow the run, nor draw its random numbers, nor let it fail. No torch."""
+"""Runs in the tools people watch them with. Each tracker is a process (and session, as Ctrl-C is for the run) of its
+own that reads the files of the run: it can neither slow it, nor draw its random numbers, nor let it fail. No torch."""
 
 import importlib.util
 import logging
@@ -35,7 +35,6 @@ def track(run_dir: Path, names: Sequence[str]) -> Callable[[], list[str]]:
         words = [sys.executable, "-c", CODE, str(Path(__file__).parents[2]), str(run_dir.absolute()), name]
         try:
             with entered(run_dir, FOLDER, make=True) as folder, folder.open(f"{name}.log", "w+b") as log:
-                # In a session of its own, as Ctrl-C is for the run.
                 process = Popen(words, stdin=PIPE, stdout=log, stderr=log, start_new_session=True)
                 while process.poll() is None and not over.wait(0.5):
                     pass
@@ -46,11 +45,12 @@ def track(run_dir: Path, names: Sequence[str]) -> Callable[[], list[str]]:
                     process.communicate()
                 log.seek(0)
                 printed = log.read().decode(errors="replace").splitlines()[-1:]
-            reason = ": ".join([f"exit code {process.returncode}", *printed]) if process.returncode else ""
+            why = f"no answer in {LIMIT_SECONDS:g} s" if process.returncode < 0 else f"exit code {process.returncode}"
+            reason = ": ".join([why, *printed]) if process.returncode else ""
         except (OSError, UsageError) as error:
             reason = str(error)
         if reason:
-            failures.append(f"tracking={name} failed, without effect on the run: {reason[:300]}")
+            failures.append(f"tracking={name} failed, without effect on the run ({FOLDER}/{name}.log): {reason[:300]}")
             logging.getLogger("segexp").warning("%s", failures[-1])
 
     threads = [threading.Thread(target=follow, args=(name,), daemon=True) for name in names]

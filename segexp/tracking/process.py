@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,17 @@ def tensorboard(run: Run, tags: Mapping[str, str]) -> Tool:
 def mlflow(run: Run, tags: Mapping[str, str]) -> Tool:
     """The store of MLFLOW_TRACKING_URI, else OUTPUTS/mlflow.db. Every attempt continues the run with its segexp.id."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
+    if own_store := not os.environ.get("MLFLOW_TRACKING_URI"):
         os.chdir(run.path.parent.parent)  # where MLflow makes mlruns/, for pictures
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{Path.cwd().as_posix()}/mlflow.db"
     import mlflow
 
+    if own_store and not Path("mlflow.db").exists():  # made in many steps, which no other process may see or break off
+        made = Path(f".mlflow-{os.getpid()}.db")
+        mlflow.MlflowClient(f"sqlite:///{made}").search_experiments()
+        with suppress(FileExistsError):
+            os.link(made, "mlflow.db")
+        made.unlink()
     mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or run.study)
     found = mlflow.search_runs(filter_string=f"tags.`segexp.id` = '{tags['id']}'", output_format="list")
     own = {"run_id": found[0].info.run_id} if found else {"run_name": run.path.name}
@@ -103,9 +110,8 @@ def wandb(run: Run, tags: Mapping[str, str]) -> Tool:
 
     for earlier in (run.path / FOLDER / "wandb").glob(f"offline-run-*-{tags['id']}"):
         shutil.rmtree(earlier)
-    own: dict[str, Any] = {"resume": "allow"} if os.environ["WANDB_MODE"] != "offline" else {}
-    own |= {"id": tags["id"], "dir": run.path / FOLDER, "allow_val_change": True}
-    opened = wandb.init(config={**run.config, **{f"segexp.{k}": v for k, v in tags.items()}}, **own)
+    config = {**run.config, **{f"segexp.{name}": value for name, value in tags.items()}}
+    opened = wandb.init(id=tags["id"], dir=run.path / FOLDER, resume="allow", config=config, allow_val_change=True)
 
     def send(epochs: Epochs, status: str, pictures: list[Path]) -> None:
         for epoch, scalars in epochs.items():
@@ -118,15 +124,12 @@ def wandb(run: Run, tags: Mapping[str, str]) -> Tool:
     return max(opened.starting_step - 1, 0), send
 
 
-TOOLS = {tool.__name__: tool for tool in (csv, tensorboard, mlflow, wandb)}
-
-
 def main() -> None:
     """Entry of the process. The last line that it prints says what failed."""
-    until_end = threading.Thread(target=sys.stdin.buffer.read, daemon=True)
-    until_end.start()
+    tools = {tool.__name__: tool for tool in (csv, tensorboard, mlflow, wandb)}
+    (until_end := threading.Thread(target=sys.stdin.buffer.read, daemon=True)).start()
     try:
-        follow(Path(sys.argv[1]), TOOLS[sys.argv[2]], until_end)
+        follow(Path(sys.argv[1]), tools[sys.argv[2]], until_end)
     except BaseException as error:
         lines = [traceback.format_exc(), f"{type(error).__name__}: {first_line(error)}"]
         print(*shown_command(lines), sep="\n", file=sys.stderr, flush=True)
@@ -163,6 +166,5 @@ def scalars_of(run_dir: Path, after: int) -> Epochs:
     for row in rows:  # diagnostics.csv may be an epoch ahead
         epoch, part = int(row["epoch"]), row.get("split") or f"hidden/{row['site']}"
         if epoch > after and ("split" in row or (epoch in epochs and row["probe"] == "train")):
-            known = {f"{part}/{name}": float(row[name]) for name in numbers if row.get(name)}
-            epochs.setdefault(epoch, {}).update(known)
+            epochs.setdefault(epoch, {}).update({f"{part}/{n}": float(row[n]) for n in numbers if row.get(n)})
     return epochs

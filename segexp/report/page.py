@@ -29,12 +29,12 @@ from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy
 from segexp.records import read_run, write_atomic
 from segexp.records.files import read_text
-from segexp.records.formatting import METADATA, STYLES, image_bytes, size, terms_of
+from segexp.records.formatting import METADATA, STYLES, image_bytes, pluralize, size, terms_of
 from segexp.records.runs import shown_state
 from segexp.report import figures, formats, tables
 from segexp.report.drawing import Looks, looks_of, styled
 from segexp.report.figures import Drawing, Pairs
-from segexp.report.samples import ERRORS, Samples, case_of, samples_of
+from segexp.report.samples import ERRORS, Sample, Samples, case_of, samples_of
 from segexp.report.svg import INK, inline_svg
 from segexp.report.tables import Table, clean, folders_of, notes_of, only_names, scope
 
@@ -290,10 +290,14 @@ def _samples(contents: Contents) -> list[Samples]:
     """Sample predictions of each chapter, as many of the first ones as a page has room for."""
     shown, room = [], MAX_PICTURES
     for chapter in contents.chapters:
+        kept: list[Sample] = []
         for s in chapter.samples.samples:
             room -= len(s.image) + len(s.outline) + sum(len(t.prediction) + len(t.errors) for t in s.tiles)
-        left_out = replace(chapter.samples, samples=(), note="Left out: the page would become too large.")
-        shown.append(left_out if room < 0 and chapter.samples.samples else chapter.samples)
+            kept += [s] if room >= 0 else []
+        less = pluralize(len(chapter.samples.samples) - len(kept), "image")
+        note = f"{chapter.samples.note} Left out, because the page would become too large: {less}."
+        left_out = replace(chapter.samples, samples=tuple(kept), note=note)
+        shown.append(left_out if len(kept) < len(chapter.samples.samples) else chapter.samples)
     return shown
 
 

@@ -4,6 +4,7 @@ import base64
 import csv
 import hashlib
 import io
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fabricated import record_of, row
 from made_up_result import (
     DICE,
     NAN,
@@ -30,6 +32,7 @@ from messages import mentions
 
 from segexp.compare.result import METRICS, Answer, Block, Curve, Method, Panel, Result, Unscored, Verdict
 from segexp.errors import UsageError
+from segexp.records import write_table
 from segexp.report import drawing, figures
 from segexp.report.drawing import looks_of, styled
 from segexp.report.formats import how_to_read
@@ -268,7 +271,7 @@ def test_five_hundred_runs_stay_below_five_megabytes(tmp_path: Path) -> None:
     block = large_block(100, 670)
     runs = tuple(make_run(arm.arm, seed, directory=f"/data/x/{'d' * 80}") for arm in block.ranking for seed in range(5))
     for arm in block.ranking[:9]:
-        make_pictures(tmp_path / arm.arm, {f"i{n}": 0.5 + 0.06 * n for n in range(8)})
+        make_pictures(tmp_path / arm.arm, {f"i{n}": 0.5 + 0.06 * n for n in range(8)}, side=512)
     ranking = tuple(make_arm(a.arm, a.mean, directories=[str(tmp_path / a.arm)] * 5) for a in block.ranking)
     samples = samples_of(ranking, block.ranking[0].arm)
     result = replace(make_result(blocks=(replace(block, ranking=ranking),)), runs=runs)
@@ -291,6 +294,7 @@ def test_a_page_that_would_become_too_large_shows_what_answers_most(
     made = replace(made, chapters=tuple(replace(c, samples=samples) for c in made.chapters))
     whole = page_of(made, "beside")[0]
     assert "Left out" not in whole
+    assert Page(whole).texts.count("Sample predictions") == 4  # a heading and an entry of the contents, each
     monkeypatch.setattr("segexp.report.page.MAX_FIGURES", 20_000)
     (sample,) = samples.samples
     (tile,) = sample.tiles
@@ -303,6 +307,40 @@ def test_a_page_that_would_become_too_large_shows_what_answers_most(
     assert len(found.all("image")) == 4  # of the first chapter: image, outline, prediction, errors
     shown = " ".join(found.texts)
     assert mentions(shown, "--figures DIR", "Left out")
+
+
+def test_samples_that_do_not_fit_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_pictures(tmp_path, {"a": 0.5, "b": 0.6, "c": 0.7}, side=200)
+    samples = samples_of([make_arm("sigmoid", 0.8, 1, [str(tmp_path)])])
+    made = contents(small_result(), answers=False)
+    made = replace(made, chapters=(replace(made.chapters[0], samples=samples),))
+    first, second, third = (
+        len(s.image) + len(s.outline) + len(s.tiles[0].prediction) + len(s.tiles[0].errors) for s in samples.samples
+    )
+    for room, kept in ((first + second + third, 3), (first + second, 2), (0, 0)):
+        monkeypatch.setattr("segexp.report.page.MAX_PICTURES", room)
+        found = Page(page_of(made, "beside")[0])
+        assert len(found.all("image")) == 4 * kept
+        assert any(f"too large: {3 - kept} image" in text for text in found.texts) == (kept < 3)
+        assert any("Seed 0" in text for text in found.texts)
+
+
+def test_the_point_of_a_volume_leads_to_its_slice(tmp_path: Path) -> None:
+    cases = ("p_1", "p_2")
+    make_pictures(tmp_path, {f"{case}_z003": 0.6 for case in cases})
+    rows = [row("images", split="test", image_id=case, dice=0.6) for case in cases]
+    write_table(tmp_path / "images.csv", "images", rows)
+    record = record_of("00000000", "done", {"metrics.unit": "case"})
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    result = small_result()
+    found = replace(result.blocks[0].comparisons[0], units=(*cases, *result.blocks[0].comparisons[0].units[2:]))
+    made = contents(replace(result, blocks=(replace(result.blocks[0], comparisons=(found,)),)), answers=False)
+    samples = samples_of([make_arm("sigmoid", 0.8, 1, [str(tmp_path)])])
+    made = replace(made, chapters=(replace(made.chapters[0], samples=samples),))
+    text = page_of(made, "beside")[0]
+    links = re.findall(r'<a href="#(block-1-sample-\d)"><rect[^>]*><title>(\w+):', text)
+    assert {name for _, name in links} == {sample.image_id.partition("_z")[0] for sample in samples.samples}
+    assert all(f'id="{target}"' in text for target, _ in links)
 
 
 def test_csv_files_above_a_megabyte_are_linked(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +20,7 @@ from segexp.errors import UsageError
 from segexp.records import tables
 from segexp.records.files import read_json
 from segexp.records.formatting import pluralize
-from segexp.records.runs import Run, column_of
+from segexp.records.runs import Run, column_of, studies_in
 from segexp.records.scores import OWN, PER_IMAGE, SCORES, UNKNOWN, Score, facts
 from segexp.records.user_tables import PARTS, Table, read_table, some
 from segexp.registry import nearest
@@ -72,6 +73,10 @@ def load(paths: Sequence[Path], split: str = "test", columns: str | None = None,
 
 def is_foreign(path: Path) -> bool:
     """Whether a path holds results of another program: summary.json of nnU-Net, or a table without a column run_id."""
+    if path.is_dir():
+        with suppress(UsageError):
+            return bool(_summaries(path)) and not studies_in(path)  # our own runs come first
+        return True
     if path.suffix.lower() not in (".csv", ".tsv") or path.name == "runs.csv" or not path.is_file():
         return bool(_summaries(path))
     with path.open("rb") as file:

@@ -254,6 +254,9 @@ def test_rows_that_cannot_be_true_together_are_refused(header: str, lines: list[
 def test_own_runs_and_others_are_compared_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     make_pair(tmp_path / "study")
     path = table(tmp_path / "t.csv", "arm,seed,image,dice", *GOOD)
+    (tmp_path / "study" / "other").mkdir()
+    table(tmp_path / "study" / "other" / "summary.json", "{}")  # of anything: our own runs come first
+    assert len(compare([tmp_path / "study"]).runs) == 10
     for words in ([str(path), "--metric=dice"], ["--paired"], ["--columns", "arm=arm"]):
         assert cli.main(["compare", str(tmp_path / "study"), *words]) == 2
         assert str(tmp_path / "study") in capsys.readouterr().err

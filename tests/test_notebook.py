@@ -1,5 +1,6 @@
 """Studies in a notebook: typed frames, and comparisons that display themselves with the numbers of the command line."""
 
+import inspect
 import json
 import re
 import subprocess
@@ -15,6 +16,7 @@ from fabricated import row
 from made_scores import edit_record, make_pair, only
 
 import segexp
+from segexp import notebook
 from segexp.compare import verdict
 from segexp.errors import UsageError
 from segexp.notebook import StudyFrames
@@ -76,7 +78,9 @@ def test_a_comparison_has_the_numbers_of_the_command_line(study: Path, frames: S
         assert str(table["p_holm"].dtype) == "float64"
         assert found.verdict == table.loc[0, "verdict"]
     assert found.headline in found._repr_html_()
-    assert sys.modules["segexp.compare"](study).verdict == expected.verdict  # type: ignore[operator]
+    package = sys.modules["segexp.compare"]
+    assert package(study).verdict == expected.verdict  # type: ignore[operator]
+    assert inspect.signature(package) == inspect.signature(notebook.compare)  # type: ignore[arg-type]
     assert any("failed" in warning for warning in found.warnings)
 
 
@@ -139,16 +143,16 @@ def test_the_notebook_of_the_docs_runs_and_holds_no_path(monkeypatch: pytest.Mon
     for name in ("nbclient", "nbformat", "ipykernel"):
         pytest.importorskip(name)
     monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
-    import notebook
+    import notebook as script
 
-    stored = json.loads(notebook.PAGE.read_text())
-    again = notebook.executed()
+    stored = json.loads(script.PAGE.read_text())
+    again = script.executed()
     shapes = []
     for cells in (stored["cells"], again["cells"]):
         of_outputs = [[(o["output_type"], sorted(o.get("data", ()))) for o in c.get("outputs", ())] for c in cells]
         shapes.append((["".join(cell["source"]) for cell in cells], of_outputs))
     assert shapes[0] == shapes[1]
     assert "error" not in {kind for of_cell in shapes[0][1] for kind, _ in of_cell}
-    text = notebook.PAGE.read_text()
+    text = script.PAGE.read_text()
     assert len(text) < 300_000
     assert not re.search(r"/(tmp|home|root|Users|var)/|" + re.escape(str(Path.cwd())), text)

@@ -623,7 +623,8 @@ def test_rates_are_those_of_the_search_beside_the_study(tmp_path: Path):
         tuned = None if arm == "arctan" else "/another/machine/mine-tuning/tuned.yaml"
         runs.add(arm, config={"activation.name": arm, "tuned": tuned})
     missing = runs.ask("tuning")
-    assert [set(found) for found in missing.rows] == [{"arm", "n_runs"}] * 3
+    assert [set(found) for found in missing.rows] == [{"arm", "n_runs", "lr", "val_dice"}] * 3
+    assert missing.panels == ()
     assert told(missing, "tuned_rates.csv", "cannot be read")
     (tmp_path / "mine-tuning").mkdir()
     (tmp_path / "mine-tuning" / "tuned_rates.csv").write_text(RATES)
@@ -638,10 +639,11 @@ def test_rates_are_those_of_the_search_beside_the_study(tmp_path: Path):
     assert told(runs.ask("tuning"), "No rates")
 
 
-def test_nothing_is_said_of_rates_that_were_not_tuned(runs: Runs):
+def test_rates_that_were_not_tuned_have_a_note_alone(runs: Runs):
     runs.add("a")
     answer = runs.ask("tuning")
-    assert (answer.rows, answer.panels, answer.notes) == (({"arm": "a", "n_runs": 1},), (), ())
+    assert (answer.rows, answer.panels) == (({"arm": "a", "n_runs": 1},), ())
+    assert told(answer, "tuned=FILE")
 
 
 # real runs

@@ -38,8 +38,9 @@ def tuning(reading: Reading) -> Findings:
         parts = (known["lr"], mean, mean - sd, mean + sd, known["n_seeds"])
         curves.append(Curve(arm, *(tuple(map(float, part)) for part in parts)))
         chosen = {key: float(found.loc[found["chosen"] == 1, key].max()) for key in ("lr", "val_dice")}
-        rows.append({"arm": arm, "n_runs": len(of_arm)} | (chosen if tried else {}))
-    notes += ["Bands: one standard deviation of the seeds. Rates that diverged are not drawn."] if tried else []
+        rows.append({"arm": arm, "n_runs": len(of_arm)} | (chosen if files else {}))
+    about = "Bands: one standard deviation of the seeds. Rates that diverged with a seed are not drawn."
+    notes.append(about if files else "No run has a learning rate of `segexp tune` (tuned=FILE).")
     title, y_from = "Validation Dice against the learning rate", near_the_best(curves)
     panel = Panel("tuning", title, "learning rate", "Dice", tuple(curves), log_x=True, y_points=True, y_from=y_from)
     return rows, [panel], notes

@@ -93,12 +93,17 @@ def headers(text: str) -> list[str]:
     ]
 
 
-def picture(reader: Reader, wanted: str) -> bytes:
-    """The newest file that fits a path pattern, as a small WebP."""
-    found = sorted(reader.folder.glob(wanted), key=lambda path: path.stat().st_mtime)
+def newest(folder: Path, wanted: str) -> Path:
+    """The newest file that fits a path pattern. Raises SystemExit where there is none."""
+    found = sorted(folder.glob(wanted), key=lambda path: path.stat().st_mtime)
     if not found:
         raise SystemExit(f"no file {wanted}")
-    content = screenshot(found[-1]) if wanted.endswith(".html") else found[-1].read_bytes()
+    return found[-1]
+
+
+def picture(path: Path) -> bytes:
+    """A picture, or the top of a page, as a small WebP."""
+    content = screenshot(path) if path.suffix == ".html" else path.read_bytes()
     image: Image.Image = Image.open(io.BytesIO(content))
     if image.width > WIDTH:
         image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
@@ -140,13 +145,13 @@ def carried_out(text: str, folder: Path, update: bool) -> str:
             output = reader.types(part["bash"], step)
         elif part["text"] is not None:
             new = shown(output, part["shows"] or "")
-            if not update and headers(new) != headers(part["text"]):
+            if not update and part["text"] and headers(new) != headers(part["text"]):
                 raise SystemExit(f"the page shows other tables:\n{headers(part['text'])}\nnow:\n{headers(new)}")
             return f"{part['before']}{new}\n```"
         elif part["glob"]:
-            drawn = picture(reader, part["glob"])
+            drawn = newest(folder, part["glob"])
             if update:
-                (PAGE.parent / part["file"]).write_bytes(drawn)
+                (PAGE.parent / part["file"]).write_bytes(picture(drawn))
         elif part["times"] is not None and update:
             return f"<!-- times -->\n{times(reader)}\n<!-- end -->"
         return part[0]

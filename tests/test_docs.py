@@ -145,6 +145,18 @@ def test_python_examples_run(page: str) -> None:
 
 
 @pytest.mark.slow
+def test_the_tutorial_can_be_followed() -> None:
+    """Every command of docs/tutorial.md in its order, at tiny sizes: it succeeds, and prints the tables of the page."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    script = str(REPOSITORY / "scripts" / "tutorial.py")
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pictures = list((REPOSITORY / "docs" / "tutorial").iterdir())
+    assert sum(path.stat().st_size for path in pictures) < 400_000
+
+
+@pytest.mark.slow
 def test_contributed_examples_work(tmp_path: Path) -> None:
     """Activation, loss and architecture of CONTRIBUTING.md, pasted into their registries, train together."""
     activation, _, loss, architecture = blocks(REPOSITORY / "CONTRIBUTING.md", "python")

@@ -4,6 +4,7 @@ onnx: ONNX Runtime; pt2: `torch.export.load`; safetensors: weights; smp: a folde
 """
 
 import functools
+import inspect
 import io
 import json
 import math
@@ -224,6 +225,8 @@ def _write_graph(path: Path, form: str, network: torch.nn.Module, facts: dict[st
 
 
 def _write_onnx(path: Path, program: torch.export.ExportedProgram, facts: Mapping[str, Any]) -> Function:
+    if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:  # it takes no exported program yet
+        raise UsageError(f"--format onnx needs a newer torch than {torch.__version__}: use --format pt2")
     try:
         import onnxruntime
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import medical
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -88,11 +89,13 @@ def write_volumes(home: Path) -> None:
             (root / folder).mkdir(parents=True)
         for n in range(8):
             image, labels = medical.scene(n)
-            medical.save_nifti(root / "masks" / f"P{n}.nii.gz", labels)
             if root.name == "SERIES":
-                medical.save_series(root / "images" / f"P{n}", image[..., 0].transpose(2, 1, 0))
+                medical.save_series(root / "images" / f"P{n}", image[..., 0].T)
+                of_dicom = np.diag([-0.5, -0.75, 4.0, 1.0])  # which counts to the left and to the back
+                nibabel.save(nibabel.Nifti1Image(labels, of_dicom), root / "masks" / f"P{n}.nii.gz")
             else:
                 medical.save_nifti(root / "images" / f"P{n}.nii.gz", image[..., 0])
+                medical.save_nifti(root / "masks" / f"P{n}.nii.gz", labels)
 
 
 def write_results_of_others(home: Path) -> None:

@@ -38,7 +38,12 @@ def test_every_public_function_and_the_module_have_examples_that_run(name: str) 
 
 
 def test_everything_public_is_named() -> None:
-    assert set(PUBLIC) == set(segexp.__all__) <= {*vars(segexp.api), "read_collected"}
+    from segexp import notebook
+
+    in_notebooks = {"compare", "load_study"}
+    assert {*PUBLIC, *in_notebooks} == set(segexp.__all__)
+    assert set(PUBLIC) <= {*vars(segexp.api), "read_collected"}
+    assert in_notebooks <= vars(notebook).keys()
     assert set(PUBLIC) < set(dir(segexp))
     with pytest.raises(AttributeError, match="'nothing'"):
         segexp.nothing  # noqa: B018

@@ -74,7 +74,10 @@ def predict_images(
             write_json(out / RECORD, {"segexp": segexp.__version__, **settings, "images": images})
             for name, paths in tqdm(sources.items(), desc="predicting", unit="img", disable=None):
                 heed_interrupts()
-                _one(name, paths, out, [out / f"{name}{last}{ending}" for ending in ENDINGS], job, outcome)
+                if _is_done(paths, [out / f"{name}{last}{ending}" for ending in ENDINGS]):
+                    outcome.kept += 1
+                else:
+                    _one(name, paths, out, job(), outcome)
     except OwnedError as owner:
         raise UsageError(f"{out} is being written by {owner}: wait for it or stop it") from None
     return outcome
@@ -85,24 +88,21 @@ def _checkpoint_sha(run: Run) -> str:
     return hashlib.sha256(read_file(run.path / "checkpoints" / name, run.path)).hexdigest()
 
 
-def _one(
-    name: str, paths: tuple[Path, ...], out: Path, last: Sequence[Path], job: "Callable[[], _Job]", outcome: Outcome
-) -> None:
-    """Predict one image unless the file that is written last is newer; why it cannot be used is noted in ``outcome``.
+def _is_done(paths: Sequence[Path], last: Sequence[Path]) -> bool:
+    """Whether the file that is written last, under one of the endings it may have, is no older than the image."""
+    changed = max((path.stat().st_mtime_ns for path in paths if path.exists()), default=0)
+    return any(file.is_file() and file.stat().st_mtime_ns >= changed for file in last)
 
-    last: that file, under each ending that it may have.
-    """
+
+def _one(name: str, paths: tuple[Path, ...], out: Path, job: "_Job", outcome: Outcome) -> None:
+    """Predict one image; why it cannot be used is noted in ``outcome``."""
     try:
-        changed = max(path.stat().st_mtime_ns for path in paths)
-        if any(file.is_file() and file.stat().st_mtime_ns >= changed for file in last):
-            outcome.kept += 1
-            return
-        for suffix, content in job().files(paths):
+        for suffix, content in job.files(paths):
             write_atomic(out / (name + suffix), content)
         outcome.written += 1
     except (MemoryError, torch.cuda.OutOfMemoryError):
-        outcome.problems[str(paths[0])] = "takes more memory than there is: --tile 512 takes less"
-    except (ImageError, UsageError, FileNotFoundError) as error:
+        outcome.problems[str(paths[0])] = "takes more memory than there is: see --tile"
+    except (ImageError, UsageError) as error:
         outcome.problems[str(paths[0])] = first_line(error).removeprefix(f"{paths[0]}: ")
 
 

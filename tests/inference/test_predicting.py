@@ -108,6 +108,7 @@ def test_mistakes_are_one_line(done: Outcome, data: Path, tmp_path: Path, capsys
         ((run, image, "-o", out, "--overlap", "0.5"), ["--overlap", "--tile"]),
         ((run, image, "-o", out, "--threshold", "2"), ["--threshold 2"]),
         ((run, image, "-o", out, "--ensemble", "seeds"), ["--ensemble", "sibling"]),
+        ((run, image, "-o", tmp_path / "cuda", "--device", "mps"), ["mps", "not available"]),
         ((run, image, "-o", out, "--arm", "activation=arctan"), ["--arm", "study"]),
         ((tmp_path / "empty", image, "-o", out), ["holds no run"]),
     ):

@@ -133,7 +133,8 @@ class _Job:
         pair = functools.lru_cache(2)(functools.partial(self._pair, paths))
         size, tile = (slices, *pair(0).image_HWC.shape[:2]), self.asked["tile"]
         tiled, small = tile is not None and max(size[1:]) > tile, size[1] * size[2] <= SCORING_PIXELS
-        if not (tiled or small) and (gib := self.networks.lacks_memory(size[1] * size[2]) / 2**30):
+        whole = self.config.dataset.fit == "pad" and not (tiled or small)
+        if whole and (gib := self.networks.lacks_memory(size[1] * size[2]) / 2**30):
             log.warning("%s: may take %.0f GiB, more than is free: --tile 512 takes less", path, gib)
         # How much tiles change is measured once, on the first image that can be predicted as a whole as well.
         compared = tiled and small and not self.notes

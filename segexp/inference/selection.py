@@ -3,6 +3,7 @@
 Test scores choose nothing, so those of the chosen run remain a fair estimate. Imports no torch.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,11 +46,16 @@ def chosen_runs(path: Path, arm: Mapping[str, str], ensemble: bool) -> tuple[lis
             "some, so predict only new images"
         )
     elif not ensemble and len(runs) > 1:
-        best = max(runs, key=lambda run: run.number("val_dice"))
+        best = max(runs, key=lambda run: _defined_first(run.number("val_dice")))
         why = f"highest validation Dice ({best.number('val_dice'):.4f}); --ensemble seeds averages all"
         notes.append(f"seed {best.row['seed']} of {len(runs)}: {why}")
         runs = [best]
     return [run_at(run.path) for run in runs], notes
+
+
+def _defined_first(score: float) -> tuple[bool, float]:
+    """Sorts scores so that NaN (no validation image has foreground) is below every number."""
+    return not math.isnan(score), score
 
 
 def _but_seed(run: Run) -> dict[str, Any]:
@@ -70,7 +76,7 @@ def _of_study(path: Path, arm: Mapping[str, str]) -> tuple[list[Run], list[str]]
         raise UsageError(f"{path} has several conditions ({'; '.join(titles)}): name one with --arm KEY=VALUE")
     runs = {levels: [*of.scored.values()] for levels, of in arms.blocks[0].arms.items() if of.scored}
     means = {levels: fmean(run.number("val_dice") for run in of) for levels, of in runs.items()}
-    first, *others = sorted(means, key=means.__getitem__, reverse=True)
+    first, *others = sorted(means, key=lambda levels: _defined_first(means[levels]), reverse=True)
     why = f"highest mean validation Dice, {means[first]:.4f} over {pluralize(len(runs[first]), 'run')}"
     why += "".join(f"; next {arms.label(levels)}, {means[levels]:.4f}" for levels in others[:1])
     note = f"arm {arms.label(first)}, of {len(runs)}: {why}; --arm KEY=VALUE names another"

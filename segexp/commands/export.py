@@ -8,11 +8,9 @@ from segexp.errors import DONE, FAILED
 
 EPILOG = """\
 onnx: ONNX Runtime; pt2: torch.export.load; safetensors: weights; smp: a folder for smp.from_pretrained.
---with-head: images in, probabilities out, as segexp.load; float32 in [0, 1] (8 bit / 255, 16 bit / 65535), or stored
-values where the run was trained on them. Without it: images that are normalised with (x - mean) / std in, logits out.
-Batch and sides (multiples of the divisor) are dynamic where torch.export finds them to be; else a line names the size.
-The metadata describe all this. The file is read back and compared with the run on its test images: above 1e-4 in
-probability it is not kept, exit code 1.
+With --with-head images go in and probabilities come out, as with segexp.load; without it, normalised images go in and
+logits come out. The metadata describe both, classes, threshold, activations, and the licence of the data. The file is
+compared with the run on its test images: above 1e-4 in probability it is not kept, exit code 1.
 
 examples:
   segexp export outputs/default/RUN --format onnx --with-head -o lesions.onnx

@@ -59,7 +59,8 @@ def write_card(path: Path, out: Path) -> None:
         settings = [settings_of(run.config) for run in runs]
         protocol = {key: ", ".join(dict.fromkeys(str(of.get(key)) for of in settings)) for key in settings[0]}
         made = {k: v for k, v in provenance_of([path], runs).items() if k not in ("read from", "hosts")}
-        made |= {"compared with": made["compared with"].items()} | ({"identity": [runs[0].identity]} if alone else {})
+        made["compared with"] = [f"{name} {version}" for name, version in made["compared with"].items()]
+        made |= {"identity": runs[0].record["identity"]} if alone else {}
         origin = [f"{k}: {v if isinstance(v, str) else ', '.join(map(str, v))}" for k, v in made.items()]
         parts = [f"---\n{_front(title, results, runs).to_yaml()}\n---", f"# {escaped(title)}", body]
         parts += ["## Data", _listed(_data(runs)), "## Limits", _listed(limits), "## Protocol"]
@@ -87,8 +88,11 @@ def _data(runs: Sequence[Run]) -> list[str]:
     for run in {str(run.config["dataset.name"]): run for run in reversed(runs)}.values():
         name, url, licence, cite = (run.config.get(f"dataset.{key}") for key in ("name", "url", "licence", "citation"))
         lines += [f"{name}: {url or 'no address recorded'}"]
-        lines += data_lines({**data, "location": "", "unused": {}}) if (data := run.record.get("data")) else []
-        lines += [f"licence: {licence or 'unknown: ask the owner of the data before you publish'}"]
+        data: Mapping[str, Any] = run.record.get("data") or {}
+        generated = data.get("location") == "generated"
+        lines += data_lines({**data, "location": "", "unused": {}}) if data else []
+        unknown = "none: generated images" if generated else "unknown: ask the owner of the data before you publish"
+        lines += [f"licence: {licence or unknown}"]
         lines += [f"citation: {cite or 'none recorded'}"]
     return lines
 
@@ -119,8 +123,7 @@ def _result(dataset: str, metric: str, value: float, arm: str = "") -> EvalResul
     return EvalResult("image-segmentation", _slug(dataset), dataset, metric, value, metric_name=name)
 
 
-Parts = tuple[str, list[EvalResult], str, list[str]]
-"""Title, results for the front matter, text of the page, and limits."""
+Parts = tuple[str, list[EvalResult], str, list[str]]  # title, results for the front matter, text, limits
 
 
 def _of_run(scored: Run, run: Run, folder: Path) -> Parts:

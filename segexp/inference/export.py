@@ -38,9 +38,6 @@ from segexp.running.build import ProbabilityModel, Trained, trained, untrained
 TOLERANCE = 1e-4
 """The largest difference of a probability with which a file is the run's network (float32)."""
 
-CROP = 1024
-"""Sides in pixels to which larger images of the check are cropped."""
-
 METADATA = "segexp.json"
 """The facts as JSON: in a pt2 archive, the header of safetensors, the folder of smp. onnx has a property for each."""
 
@@ -121,12 +118,12 @@ def export(run_dir: Path, form: str, with_head: bool, path: Path) -> dict[str, A
         lost = f"does not know model={config.model.name}" if own else f"would build ReLU in place of {hidden}, silently"
         raise UsageError(f"--format smp: smp.from_pretrained {lost}; use --format onnx, pt2 or safetensors")
     run, facts = trained(run_dir, config, record, "cpu"), facts_of(config, record)
-    plain, stored = OUTPUT_ACTIVATIONS[config.activation.name].log_odds is None, run.stored or run.rule.name != "train"
-    values = "stored values" if stored else "values in [0, 1] (8 bit / 255, 16 bit / 65535)"
+    plain = OUTPUT_ACTIVATIONS[config.activation.name].log_odds is None
+    values = "stored values" if is_stored(run) else "values in [0, 1] (8 bit / 255, 16 bit / 65535)"
     values += "" if with_head else f", dataset.normalise={config.dataset.normalise}, then (x - mean) / std per channel"
     facts["input"] = f"float32 (N, {run.channels}, H, W), {values}; objects at the scale of the training images"
     facts["output"] = ("values" if plain else "probabilities") if with_head else "logits"
-    images, checked_on = own_images(run_dir, config, run, facts)
+    images, checked_on = own_images(run_dir, config, run, facts["input_size"])
     with placed(path) as made, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters use what torch deprecates
         if form in ("safetensors", "smp"):
@@ -145,17 +142,17 @@ def export(run_dir: Path, form: str, with_head: bool, path: Path) -> dict[str, A
     return facts | {"difference": largest, "checked_on": checked_on}
 
 
-def own_images(run_dir: Path, config: Config, run: Trained, facts: Mapping[str, Any]) -> tuple[list[torch.Tensor], str]:
-    """Images (1, C, H, W) and what they are: float32 in [0, 1], or stored values where the run was trained on them.
+def own_images(run_dir: Path, config: Config, run: Trained, size: int) -> tuple[list[torch.Tensor], str]:
+    """Images (1, C, size, size) and what they are: float32 in [0, 1], or stored values if the run was trained on them.
 
     Test images of the run where its data can be read, else the pictures that it kept, else random numbers.
     """
-    size, lost = facts["input_size"], "because the run's data cannot be read"
+    lost = "because the run's data cannot be read"
     found = [np.random.default_rng(n).integers(0, 256, (size, size, run.channels), np.uint8) for n in range(4)]
     what = f"random images, {lost}"
     pictures = [p for p in sorted((run_dir / "examples").glob("*.png")) if not p.stem.endswith("_reference")]
     kept = [np.atleast_3d(np.asarray(Image.open(p))) for p in pictures]
-    if kept and not run.stored and all(one.shape[2] == run.channels for one in kept):
+    if kept and all(one.shape[2] == run.channels for one in kept):
         found, what = kept, f"the {len(kept)} pictures in the run, {lost}"
     with suppress(UsageError, OSError):
         image_set = opened(config)[1]
@@ -163,15 +160,19 @@ def own_images(run_dir: Path, config: Config, run: Trained, facts: Mapping[str, 
         chosen = fixed_choice(image_set.image_ids, [i for i, name in enumerate(image_set.image_ids) if name in test])
         read = [image_set.read(i).image_HWC for i in chosen]
         found, what = (read, f"{len(read)} test images of the run") if read else (found, what)
-    exact = run.stored or run.rule.name != "train"
-    fit = InputGeometry(config.dataset.fit, size, facts["divisor"])
-    images = []
+    images, fit = [], InputGeometry(config.dataset.fit, size, 1)
     for image_HWC in found:
-        pair = Pair(image_HWC.astype(np.float32) if exact else image_HWC, np.zeros(image_HWC.shape[:2], np.uint8))
-        image = sample_of(pair, fit).image_CHW[None, :, :CROP, :CROP]
-        below, right = (-side % fit.divisor for side in image.shape[2:])
-        images.append(F.pad(image, (0, right, 0, below), mode="replicate"))
+        stored_HWC = image_HWC.astype(np.float32) if is_stored(run) else image_HWC
+        image = sample_of(Pair(stored_HWC, np.zeros(image_HWC.shape[:2], np.uint8)), fit).image_CHW[
+            None, :, :size, :size
+        ]
+        images.append(F.pad(image, (0, size - image.shape[3], 0, size - image.shape[2]), mode="replicate"))
     return images, what
+
+
+def is_stored(run: Trained) -> bool:
+    """Whether a network with its head takes stored values: a rule is for these."""
+    return run.stored or run.rule.name != "train"
 
 
 def _write_weights(
@@ -217,6 +218,9 @@ def _write_graph(path: Path, form: str, network: torch.nn.Module, facts: dict[st
             failure = first_line(error)
             continue
         facts["sizes"] = words
+        for module in program.graph_module.modules():
+            for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+                node.meta.pop("stack_trace", None)  # paths of this machine
         if form == "onnx":
             return _write_onnx(path, program, facts)
         torch.export.save(program, path, extra_files={METADATA: json.dumps(facts)})
@@ -235,12 +239,16 @@ def _write_onnx(path: Path, program: torch.export.ExportedProgram, facts: Mappin
         made: Any = torch.onnx.export(program, dynamo=True, verbose=False, **named)
         texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
         made.model.metadata_props.update(texts)
+        for node in made.model.graph:
+            node.metadata_props.clear()  # paths and numbers of this process
         made.save(path, external_data=False)
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except ImportError:
         raise UsageError("--format onnx needs ONNX: pip install 'segexp[onnx]', or use --format pt2") from None
     except Exception as error:
-        raise UsageError(f"ONNX cannot express this network ({first_line(error)[:200]}): use --format pt2") from error
+        raise UsageError(
+            f"ONNX cannot express this network ({first_line(error)[:200]}): use --format pt2, or a newer torch"
+        ) from error
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load
-from tiny import tiny_run, write_pairs
+from tiny import TINY, tiny_run, write_pairs
 
 import segexp
 from segexp import cli
@@ -117,6 +117,7 @@ def test_pt2_with_its_head_takes_images_of_any_batch_and_size_as_load_does(run_d
     assert (facts["output"], facts["divisor"], facts["activation.name"]) == ("probabilities", 8, "normal_cdf")
     assert facts["identity"] == json.loads((run_dir / "run.json").read_text())["identity"]
     assert str(run_dir.parent) not in json.dumps(facts)
+    assert b"site-packages" not in path.read_bytes()
 
 
 @pytest.mark.slow
@@ -132,6 +133,7 @@ def test_onnx_gives_the_probabilities_of_the_run(run_dir: Path, tmp_path: Path, 
     torch.testing.assert_close(session_of(path)(images), expected.detach(), atol=1e-5, rtol=1e-4)
     export(run_dir, "onnx", with_head, other)
     assert other.read_bytes() == path.read_bytes()
+    assert b"site-packages" not in path.read_bytes()
 
 
 class Small(torch.nn.Module):
@@ -197,9 +199,10 @@ def photographs(root: Path) -> None:
 @pytest.mark.parametrize("rule", ["image", "percentile", "ct(20,180)"])
 def test_rules_of_normalisation_are_inside_the_exported_head(rule: str, tmp_path: Path):
     photographs(tmp_path / "data")
-    words = ["dataset=folder", f"dataset.root={tmp_path / 'data'}", f"dataset.normalise='{rule}'", "dataset.fit=pad"]
+    words = [word for word in TINY if not word.startswith("dataset.number")]
+    words += ["dataset=folder", f"dataset.root={tmp_path / 'data'}", f"dataset.normalise='{rule}'", "dataset.fit=pad"]
     words += ["dataset.mask_threshold=127", "hidden_activation=prelu", "activation=learned_tail"]
-    run_dir = Path(tiny_run(tmp_path / "outputs", *words).run_dir)
+    run_dir = Path(segexp.run([*words, f"outputs={tmp_path}"])["run_dir"])
     for form in ("pt2", "onnx"):
         done = export(run_dir, form, True, tmp_path / f"network.{form}")
         assert done["difference"] < 1e-4

@@ -111,11 +111,15 @@ def export(run_dir: Path, form: str, with_head: bool, path: Path) -> dict[str, A
     record, config = read_run(run_dir), recorded_config(run_dir, ["trainer.device=cpu"])
     if form != "smp" and path.is_dir():
         raise UsageError(f"{path} is a directory: give a file, such as -o {path / 'network'}.{form}")
-    hidden, own = config.hidden_activation.name, ARCHITECTURES[config.model.name].own
+    hidden, foreign = config.hidden_activation.name, ARCHITECTURES[config.model.name].own
     if with_head and form in ("safetensors", "smp"):
         raise UsageError(f"--format {form} holds weights only: leave out --with-head, or use --format onnx or pt2")
-    if form == "smp" and (own or hidden != "native"):
-        lost = f"does not know model={config.model.name}" if own else f"would build ReLU in place of {hidden}, silently"
+    if form == "smp" and (foreign or hidden != "native"):
+        lost = (
+            f"does not know model={config.model.name}"
+            if foreign
+            else f"would build ReLU in place of {hidden}, silently"
+        )
         raise UsageError(f"--format smp: smp.from_pretrained {lost}; use --format onnx, pt2 or safetensors")
     run, facts = trained(run_dir, config, record, "cpu"), facts_of(config, record)
     plain = OUTPUT_ACTIVATIONS[config.activation.name].log_odds is None
@@ -124,17 +128,18 @@ def export(run_dir: Path, form: str, with_head: bool, path: Path) -> dict[str, A
     facts["input"] = f"float32 (N, {run.channels}, H, W), {values}; objects at the scale of the training images"
     facts["output"] = ("values" if plain else "probabilities") if with_head else "logits"
     images, checked_on = own_images(run_dir, config, run, facts["input_size"])
+    own, largest = ProbabilityModel(run, config), 0.0
     with placed(path) as made, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters use what torch deprecates
+        expected = [own(image) for image in images]  # before tracing, as plugins measure F in their first call
         if form in ("safetensors", "smp"):
             facts["sizes"] = f"sides in multiples of {facts['divisor']} px"
             read = _write_weights(made, form, run.network, facts, untrained(config, run.channels, record))
         else:
             read = _write_graph(made, form, Deployed(run, with_head), facts, run.channels)
-        of_run, largest = ProbabilityModel(run, config), 0.0
-        for image in images:
+        for image, of_run in zip(images, expected, strict=True):
             found = read(image) if with_head else run.head(read(scaled(image, run))).values_NKHW
-            difference = float((found - of_run(image)).abs().max())
+            difference = float((found - of_run).abs().max())
             largest = max(largest, math.inf if math.isnan(difference) else difference)
         if largest > TOLERANCE:
             wrong = f"its probabilities differ from the run's by up to {largest:.2g} on {checked_on}"
@@ -200,10 +205,12 @@ def _write_weights(
 
 def _write_graph(path: Path, form: str, network: torch.nn.Module, facts: dict[str, Any], channels: int) -> Function:
     """onnx or pt2, with as many dynamic sizes as the network allows, noted in facts; returns what was read back."""
+    if form == "onnx" and "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
+        raise UsageError(f"--format onnx needs a newer torch than {torch.__version__}: use --format pt2")
     size, divisor = facts["input_size"], facts["divisor"]
     batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
     sides = f"any batch; sides in multiples of {divisor} px"
-    fixed = f"fixed at {size} x {size} px, because torch.export finds no dynamic sides in this network"
+    fixed = f"fixed at {size} x {size} px, because this network has no dynamic sides in {form}"
     attempts: list[tuple[tuple[int, int, int], dict[int, Any], str]] = [
         # Sides that differ from each other and from the run's, so that nothing is traced as equal.
         ((2, size + divisor, size + 2 * divisor), {0: batch, 2: divisor * height, 3: divisor * width}, sides),
@@ -211,44 +218,44 @@ def _write_graph(path: Path, form: str, network: torch.nn.Module, facts: dict[st
         ((1, size, size), {}, f"one image at a time; {fixed}"),
     ]
     for (n, h, w), dynamic, words in attempts:
-        try:
-            args = (torch.zeros(n, channels, h, w),)
-            program = torch.export.export(network, args, dynamic_shapes=(dynamic,), strict=False)
-        except Exception as error:
-            failure = first_line(error)
-            continue
         facts["sizes"] = words
-        for module in program.graph_module.modules():
-            for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
-                node.meta.pop("stack_trace", None)  # paths of this machine
-        if form == "onnx":
-            return _write_onnx(path, program, facts)
-        torch.export.save(program, path, extra_files={METADATA: json.dumps(facts)})
-        return torch.export.load(path).module()
-    raise UsageError(f"torch.export cannot trace this network ({failure}): use --format safetensors")
+        try:
+            images = (torch.zeros(n, channels, h, w),)
+            program = torch.export.export(network, images, dynamic_shapes=(dynamic,), strict=False)
+            for module in program.graph_module.modules():
+                for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+                    node.meta.pop("stack_trace", None)  # paths of this machine
+            read = (_write_onnx if form == "onnx" else _write_pt2)(path, program, facts)
+            read(torch.zeros(1, channels, size, size))  # a graph may hold a size that the trace did not see
+        except ImportError:
+            raise UsageError("--format onnx needs ONNX: pip install 'segexp[onnx]', or use --format pt2") from None
+        except Exception as error:
+            failure = first_line(error)[:200]
+        else:
+            return read
+    raise UsageError(
+        f"{form} cannot hold this network ({failure}): use --format {'pt2' * (form == 'onnx') or 'safetensors'}"
+    )
+
+
+def _write_pt2(path: Path, program: torch.export.ExportedProgram, facts: Mapping[str, Any]) -> Function:
+    torch.export.save(program, path, extra_files={METADATA: json.dumps(facts)})
+    return torch.export.load(path).module()
 
 
 def _write_onnx(path: Path, program: torch.export.ExportedProgram, facts: Mapping[str, Any]) -> Function:
-    if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:  # it takes no exported program yet
-        raise UsageError(f"--format onnx needs a newer torch than {torch.__version__}: use --format pt2")
-    try:
-        import onnxruntime
+    import onnxruntime
 
-        program = program.run_decompositions({torch.ops.aten.special_erfcx.default: erfcx})
-        named: Any = {"input_names": ["images"], "output_names": [facts["output"]]}
-        made: Any = torch.onnx.export(program, dynamo=True, verbose=False, **named)
-        texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
-        made.model.metadata_props.update(texts)
-        for node in made.model.graph:
-            node.metadata_props.clear()  # paths and numbers of this process
-        made.save(path, external_data=False)
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except ImportError:
-        raise UsageError("--format onnx needs ONNX: pip install 'segexp[onnx]', or use --format pt2") from None
-    except Exception as error:
-        raise UsageError(
-            f"ONNX cannot express this network ({first_line(error)[:200]}): use --format pt2, or a newer torch"
-        ) from error
+    program = program.run_decompositions({torch.ops.aten.special_erfcx.default: erfcx})
+    named: Any = {"input_names": ["images"], "output_names": [facts["output"]]}
+    made: Any = torch.onnx.export(program, dynamo=True, verbose=False, **named)
+    made.model.metadata_props.update({k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()})
+    for node in made.model.graph:
+        node.metadata_props.clear()  # paths and numbers of this process
+    made.save(path, external_data=False)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what fails is raised as well
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 

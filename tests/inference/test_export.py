@@ -16,6 +16,7 @@ from segexp import cli
 from segexp.activations.head import make_head
 from segexp.activations.hidden import function_names, make_hidden
 from segexp.activations.output import OUTPUT_ACTIVATIONS
+from segexp.errors import UsageError
 from segexp.inference import export as module
 from segexp.inference.export import METADATA, export
 
@@ -183,7 +184,7 @@ def test_every_hidden_activation_is_exported_or_refused(name: str, form: str, tm
     torch.manual_seed(0)
     network = Small(make_hidden(name, {}, 4, 1), make_head(OUTPUT_ACTIVATIONS["sigmoid"], "softmax"))
     if form == "onnx" and name in NOT_IN_ONNX:
-        with pytest.raises(segexp.UsageError, match="--format pt2"):
+        with pytest.raises(UsageError, match="--format pt2"):
             round_trip(network, form, tmp_path)
     else:
         assert round_trip(network, form, tmp_path) < 1e-4
@@ -193,6 +194,19 @@ def photographs(root: Path) -> None:
     rng = np.random.default_rng(0)
     disc = (np.hypot(*np.mgrid[-20:20, -16:24]) < 12).astype(np.uint8)
     write_pairs(root, [(f"{n}.png", 40 + 60 * disc + rng.integers(0, 99, disc.shape), 255 * disc) for n in range(16)])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_whose_onnx_graph_would_hold_a_size_is_fixed_to_one_and_says_so(tmp_path: Path):
+    pytest.importorskip("onnxscript")
+    words = ["model=pspnet", "backbone=resnet18", "dataset.image_size=32", "model.encoder_depth=3"]
+    network, facts = segexp.build_model(words).eval(), {"input_size": 32, "divisor": 8, "output": "logits"}
+    with torch.no_grad():
+        read = module._write_graph(tmp_path / "network.onnx", "onnx", network, facts, 1)
+        images = torch.rand(2, 1, 32, 32)
+        torch.testing.assert_close(read(images), network(images), atol=1e-4, rtol=1e-4)
+    assert str(facts["sizes"]).startswith("any batch; fixed at 32 x 32 px")
 
 
 @pytest.mark.slow
@@ -207,7 +221,7 @@ def test_rules_of_normalisation_are_inside_the_exported_head(rule: str, tmp_path
         done = export(run_dir, form, True, tmp_path / f"network.{form}")
         assert done["difference"] < 1e-4
         assert "test images of the run" in done["checked_on"]
-    with pytest.raises(segexp.UsageError, match="ReLU in place of prelu"):
+    with pytest.raises(UsageError, match="ReLU in place of prelu"):
         export(run_dir, "smp", False, tmp_path / "folder")
     (tmp_path / "data").rename(tmp_path / "gone")
     assert "pictures in the run" in export(run_dir, "safetensors", False, tmp_path / "a.safetensors")["checked_on"]

@@ -246,7 +246,9 @@ def _write_pt2(path: Path, program: torch.export.ExportedProgram, facts: Mapping
 def _write_onnx(path: Path, program: torch.export.ExportedProgram, facts: Mapping[str, Any]) -> Function:
     import onnxruntime
 
-    program = program.run_decompositions({torch.ops.aten.special_erfcx.default: erfcx})
+    aten = torch.ops.aten
+    exact = {aten.special_erfcx.default: erfcx, aten.expm1.default: expm1, aten.log1p.default: log1p}
+    program = program.run_decompositions(exact)
     named: Any = {"input_names": ["images"], "output_names": [facts["output"]]}
     made: Any = torch.onnx.export(program, dynamo=True, verbose=False, **named)
     made.model.metadata_props.update({k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()})
@@ -271,3 +273,15 @@ def erfcx(x: torch.Tensor) -> torch.Tensor:
     t = 1 / (1 + x.abs() / 2)
     right = t * functools.reduce(lambda power, c: power * (2 * t - 1) + c, reversed(ERFCX), torch.zeros_like(t)).exp()
     return torch.where(x < 0, 2 * (x * x).exp() - right, right)
+
+
+def expm1(x: torch.Tensor) -> torch.Tensor:
+    """e^x - 1 for ONNX, which computes that difference: it would be 0 next to 0, and its logarithm infinite."""
+    t = (x.clamp(-1, 1) / 2).tanh()
+    return torch.where(x.abs() < 1, 2 * t / (1 - t), x.exp() - 1)
+
+
+def log1p(x: torch.Tensor) -> torch.Tensor:
+    """ln(1 + x) for ONNX, corrected for the rounding of 1 + x (Kahan)."""
+    w = 1 + x
+    return torch.where(w == 1, x, w.log() * (x / torch.where(w == 1, 1.0, w - 1)))

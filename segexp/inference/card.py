@@ -3,7 +3,8 @@
 run:   README.md config.json model.safetensors
 study: README.md runs.csv comparisons.csv forest.png forest.svg
 
-A card is published: it has no path, host, command line or image, and names are escaped for Markdown.
+A card is published: it has no path, host, command line, image or name of an image or patient, and names are escaped for
+Markdown.
 """
 
 import json
@@ -16,7 +17,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from segexp.compare.result import METRICS
+from segexp.compare.result import METRICS, Block, Comparison
 from segexp.compare.scorer import Scorer
 from segexp.compare.statistics import one_sample
 from segexp.compare.verdict import compare, load_checked
@@ -24,7 +25,8 @@ from segexp.compare.warnings import convergence_of
 from segexp.data.description import data_lines
 from segexp.errors import UsageError
 from segexp.inference.published import placed, settings_of
-from segexp.records.formatting import image_bytes, markdown_table
+from segexp.records import text_rows
+from segexp.records.formatting import image_bytes, markdown_table, pluralize
 from segexp.records.provenance import provenance_of
 from segexp.records.runs import Run, run_at
 from segexp.records.scores import SCORES, label_of, shown_score
@@ -54,7 +56,7 @@ def write_card(path: Path, out: Path) -> None:
             "The training images are fixed: no interval says what other training images would give.",
             "Training and test images share their source: images of other sites or devices can score lower.",
             *filter(None, [convergence_of(runs)["warning"]]),
-            *limits,
+            *_nameless(limits, runs),
         ]
         settings = [settings_of(run.config) for run in runs]
         protocol = {key: ", ".join(dict.fromkeys(str(of.get(key)) for of in settings)) for key in settings[0]}
@@ -80,6 +82,28 @@ def _listed(lines: Iterable[object]) -> str:
 
 def _table(rows: Iterable[Mapping[str, object]]) -> str:
     return markdown_table([{title: escaped(cell) for title, cell in row.items()} for row in rows])
+
+
+def _nameless(warnings: Sequence[str], runs: Sequence[Run]) -> tuple[str, ...]:
+    """The warnings without those that name an image or a patient."""
+    tables = {run.row["split_sha"]: run.path / "split.csv" for run in runs}
+    rows = [row for path in tables.values() if path.exists() for row in text_rows(path, "split")]
+    names = "|".join(re.escape(name) for row in rows for name in {row["image_id"], row["group_id"]} if name)
+    kept = [line for line in warnings if not (names and re.search(rf"(?<!\w)({names})(?!\w)", line))]
+    left_out = pluralize(len(warnings) - len(kept), "warning")
+    return (*kept, *([f"{left_out} that may name images: see the study itself"] if len(kept) < len(warnings) else []))
+
+
+def _unnamed(block: Block, runs: Sequence[Run]) -> Block:
+    """The block without names of images and patients."""
+
+    def of_comparison(found: Comparison) -> Comparison:
+        influence = [one if one.what == "seed" else replace(one, name="(not named)") for one in found.influence]
+        dropped = "; ".join(_nameless([found.dropped], runs)) if found.dropped else ""
+        return replace(found, influence=tuple(influence), dropped=dropped, warnings=_nameless(found.warnings, runs))
+
+    comparisons = tuple(of_comparison(found) for found in block.comparisons)
+    return replace(block, comparisons=comparisons, warnings=_nameless(block.warnings, runs))
 
 
 def _data(runs: Sequence[Run]) -> list[str]:
@@ -176,7 +200,9 @@ probabilities = head(network.eval()((images - mean) / std)).values_NKHW  # image
 
 def _of_study(path: Path, runs: Sequence[Run], folder: Path) -> Parts:
     """Write tables and forest plots."""
-    result = compare([path])
+    found = compare([path])
+    blocks = tuple(_unnamed(block, runs) for block in found.blocks)
+    result = replace(found, blocks=blocks, warnings=_nameless(found.warnings, runs))
     public = replace(result, runs=tuple({k: v for k, v in row.items() if k != "host"} for row in result.runs))
     for name, text in (("runs.csv", runs_csv(public)), ("comparisons.csv", comparisons_csv(result))):
         (folder / name).write_text(text, encoding="utf-8")

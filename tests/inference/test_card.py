@@ -89,6 +89,21 @@ def test_the_card_of_a_study_has_its_verdicts_and_no_path(tmp_path: Path):
     assert "host" not in (tmp_path / "card" / "runs.csv").read_text().splitlines()[0].split(",")
 
 
+def test_no_card_names_an_image_or_a_patient(tmp_path: Path):
+    study, ids = tmp_path / "study", [f"patient_{n:03}" for n in range(60)]
+    make_pair(study, effect=0.05, names=ids)
+    for run in study.iterdir():
+        rows = "".join(f"{name},,test,{'0' * 64},\n" for name in ids)
+        (run / "split.csv").write_text(f"image_id,group_id,split,image_sha,image_hash\n{rows}")
+        record = json.loads((run / "run.json").read_text())
+        record["warnings"] = ["2 images are equal: patient_001, patient_002", "class 2 is rare"]
+        (run / "run.json").write_text(json.dumps(record))
+    assert cli.main(["card", str(study), "-o", str(tmp_path / "card")]) == 0
+    published = "".join(p.read_text("utf-8", "replace") for p in (tmp_path / "card").iterdir())
+    assert not re.findall("patient_...", published)
+    assert "(not named)" in published
+
+
 @pytest.mark.slow
 def test_the_card_of_a_study_loads_no_torch(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.05)

@@ -27,7 +27,8 @@ from segexp.report import figures, formats, tables
 from segexp.report.drawing import styled
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-Columns = str | Mapping[str, str] | None  # as --columns, or role -> column
+Columns = str | Mapping[str, str | Sequence[str]] | None  # as --columns, or role -> column, or several for arm
+Names = str | Sequence[str]  # one, several with commas between them, or a list
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,7 +56,7 @@ class StudyFrames:
 
 
 def load_study(
-    path: Paths, *, split: str = "test", by: Sequence[str] | None = None, columns: Columns = None, paired: bool = False
+    path: Paths, *, split: str = "test", by: Names | None = None, columns: Columns = None, paired: bool = False
 ) -> StudyFrames:
     """The runs under a path, or several: run directories, studies, collected tables, results of other programs.
 
@@ -66,7 +67,7 @@ def load_study(
     paths = _paths(path)
     found = verdict.load_checked(paths, split, columns=_columns(columns), paired=paired)
     known = [run for run in found.runs if run.row.get("config_seed") or run.row.get("seed")]
-    arms = arrange(with_later_options(known), by or found.by)
+    arms = arrange(with_later_options(known), _names(by) or found.by)
     arm_of = {run_id: arms.label(levels) for run_id, levels in arms.level_of.items()}
     names, text = dict.fromkeys([*FIRST, *(name for run in found.runs for name in run.row)]), io.StringIO()
     csv.writer(text).writerows([names, *([run.row.get(name, "") for name in names] for run in found.runs)])
@@ -122,7 +123,9 @@ class StudyComparison:
         return pd.DataFrame(formats.comparison_rows(self.result))
 
     def plot_forest(self, block: int = 0) -> Figure:
-        """The differences with their intervals. block: number of the data set or condition. Raises UsageError."""
+        """The differences with their intervals. block: data set or condition, from 0. Raises UsageError."""
+        if block not in range(len(self.result.blocks)):
+            raise UsageError(f"there is no block {block}: blocks are 0 to {len(self.result.blocks) - 1}")
         with styled():
             drawn = figures.forest(self.result.blocks[block], self.result.metric, "forest")
             if not drawn:
@@ -144,11 +147,11 @@ class StudyComparison:
 def compare(
     source: "Paths | StudyFrames | pd.DataFrame",
     *,
-    by: Sequence[str] | None = None,
+    by: Names | None = None,
     reference: str | None = None,
-    metric: str | Sequence[str] | None = None,
+    metric: Names | None = None,
     rope: float | None = None,
-    class_: str | None = None,
+    class_: str | int | None = None,
     split: str = "test",
     where: Mapping[str, Any] | None = None,
     columns: Columns = None,
@@ -156,23 +159,32 @@ def compare(
 ) -> StudyComparison:
     """`segexp compare` with its options. Raises UsageError.
 
-    source: paths, what `load_study` read, or a DataFrame with a row per arm, seed and image, which is read like a table
-    of another program (columns, paired); rows are counted from 0 in its errors.
+    source: paths, what `load_study` read (with its split, columns and paired), or a DataFrame with a row per arm, seed
+    and image, which is read like a table of another program (columns, paired); rows are counted from 0 in its errors.
+    where: key -> its value, or a list of values.
 
     >>> segexp.compare("outputs/nightly", reference="activation=sigmoid").headline  # doctest: +SKIP
     """
     paths, found, text = (Path("DataFrame"),), None, _columns(columns)
     if isinstance(source, StudyFrames):
+        if columns or paired or split not in ("test", source.split):
+            raise UsageError("the study is read already: give split, columns and paired to load_study")
         paths, found, split = source.paths, source.loaded, source.split  # type: ignore[assignment]
     elif isinstance(source, pd.DataFrame):
+        names = [*map(str, source.columns)]
+        if twice := [name for n, name in enumerate(names) if name in names[:n]]:
+            raise UsageError(f"DataFrame has the column {twice[0]} more than once; rename one of them")
         rows = [{str(key): cell_of(value) for key, value in row.items()} for row in source.to_dict("records")]
-        table = Table(paths[0], ",", tuple(map(str, source.columns)), tuple(rows), tuple(range(len(rows))))
+        table = Table(paths[0], ",", tuple(names), tuple(rows), tuple(range(len(rows))))
         found = loaded([of_table(table, columns_in(text), split)], paired)
     else:
         paths = _paths(source)  # type: ignore[assignment]
-    filters = {key: str(value) for key, value in (where or {}).items()}
-    options: dict[str, Any] = {"loaded": found, "class_": class_, "columns": text, "paired": paired}
-    return StudyComparison(verdict.compare(paths, metric, by, reference, rope, split, filters, **options))
+    filters = {key: _text(value, ",") for key, value in (where or {}).items()}
+    one_class = None if class_ is None else str(class_)
+    options: dict[str, Any] = {"loaded": found, "class_": one_class, "columns": text, "paired": paired}
+    return StudyComparison(
+        verdict.compare(paths, _names(metric), _names(by), reference, rope, split, filters, **options)
+    )
 
 
 def _paths(given: Paths) -> tuple[Path, ...]:
@@ -180,7 +192,18 @@ def _paths(given: Paths) -> tuple[Path, ...]:
 
 
 def _columns(given: Columns) -> str | None:
-    return ",".join(f"{role}={name}" for role, name in given.items()) if isinstance(given, Mapping) else given
+    if isinstance(given, Mapping):
+        return ",".join(f"{role}={_text(name, '+')}" for role, name in given.items())
+    return given
+
+
+def _text(given: Any, between: str) -> str:
+    """One value, or all of a list, as the command line has them."""
+    return between.join(map(str, given)) if isinstance(given, list | tuple) else str(given)
+
+
+def _names(given: Names | None) -> list[str] | None:
+    return [name.strip() for name in given.split(",")] if isinstance(given, str) else given and [*given]  # type: ignore[return-value]
 
 
 def _list(lines: Sequence[str]) -> str:

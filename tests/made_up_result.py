@@ -169,6 +169,7 @@ def make_answers(arms: Sequence[str], points: int = 40) -> tuple[Answer, ...]:
         Answer("convergence", "Convergence", times, (dice, loss), ("bands: least and largest of the seeds",)),
         Answer("calibration", "Calibration", errors, (bins,)),
         Answer("diagnostics", "Diagnostics", (), (dead,), ("no run has a warning",)),
+        Answer("ranking", "Ranking stability", errors, ()),
     )
 
 

@@ -84,6 +84,27 @@ def test_a_comparison_has_the_numbers_of_the_command_line(study: Path, frames: S
     assert any("failed" in warning for warning in found.warnings)
 
 
+def test_options_are_one_text_or_a_list(study: Path, frames: StudyFrames):
+    expected = segexp.compare(study, metric=["dice", "iou"], by=["activation"], class_="1").to_frame()
+    where: dict[str, Any] = {"seed": [0, 1, 2], "activation": "arctan,sigmoid"}
+    found = segexp.compare(frames, metric="dice, iou", by="activation", class_=1, where=where)
+    pd.testing.assert_frame_equal(found.to_frame(), expected)
+    with pytest.raises(UsageError, match="no block 1"):
+        found.plot_forest(1)
+    for wrong in ({"paired": True}, {"columns": "arm=activation"}, {"split": "val"}):
+        with pytest.raises(UsageError, match="to load_study"):
+            segexp.compare(frames, **wrong)
+
+
+def test_images_of_a_study_are_a_table_that_can_be_compared_again(frames: StudyFrames):
+    own, again = segexp.compare(frames), segexp.compare(frames.images, paired=True, reference="arm=sigmoid")
+    names = ["candidate", "mean", "low", "high", "p", "n_seeds", "n_images"]
+    pd.testing.assert_frame_equal(again.to_frame()[names], own.to_frame()[names])
+    twice = pd.concat([frames.images, frames.images[["dice"]]], axis=1)
+    with pytest.raises(UsageError, match="the column dice more than once"):
+        segexp.compare(twice)
+
+
 def long_frame(**arms: float) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     rows = [(arm, seed, f"c{i}", 0.7 + by + 0.01 * rng.standard_normal())
@@ -94,7 +115,7 @@ def long_frame(**arms: float) -> pd.DataFrame:
 def test_a_data_frame_is_read_like_the_table_that_it_would_be(tmp_path: Path):
     frame = long_frame(unet=0.0, segformer=0.05)
     frame.to_csv(tmp_path / "t.csv", index=False)
-    columns = {"arm": "model", "image": "case", "dice": "DSC"}
+    columns = {"arm": ["model"], "image": "case", "dice": "DSC"}
     how: dict[str, Any] = {"reference": "model=unet", "columns": columns, "paired": True}
     one, other = (only(segexp.compare(source, **how).result) for source in (frame, tmp_path / "t.csv"))
     plain = [replace(found, candidate_N=None, reference_N=None) for found in (one, other)]

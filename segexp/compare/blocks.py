@@ -200,7 +200,8 @@ def _columns(key: str, runs: Iterable[Run]) -> list[str]:
             return inside
     if exact in known:
         return [exact]
-    names = [*_GROUPS, *map(key_of, known)]
+    keys = [key_of(column) for column in known]
+    names = dict.fromkeys([*(key.partition(".")[0] for key in keys), *keys])
     raise UsageError(f"no run has the key '{key}'{nearest(key, names)}; name a group or a key of the configuration")
 
 

@@ -86,7 +86,7 @@ def is_foreign(path: Path) -> bool:
 def columns_in(text: str | None) -> dict[str, str]:
     """Role -> column of --columns. Raises UsageError for anything else."""
     chosen: dict[str, str] = {}
-    for part in re.split(r",(?=\s*\w+=)", text) if text else ():
+    for part in re.split(r",(?=\s*\w+\s*=)", text) if text else ():
         role, _, column = (word.strip() for word in part.partition("="))
         if not column or role not in ROLES or role in chosen:
             wrong = "given twice" if role in chosen else f"an unknown role{nearest(role, ROLES)}"
@@ -101,8 +101,10 @@ def of_table(table: Table, given: Mapping[str, str], split: str = "test") -> Sou
     for columns that are missing."""
     import pandas as pd
 
+    if not table.rows:
+        raise UsageError(f"{table.path} has no rows below its header; export the scores again")
     names, scored = _columns_of(table, given)
-    unit = "line" if table.path.suffix else "row"
+    unit = "line" if table.path.is_file() and table.path.suffix != ".json" else "row"
     whole = pd.DataFrame([*table.rows], index=[f"{table.path}, {unit} {number}" for number in table.lines])
     parts = whole[names["split"][0]] if "split" in names else ["test"] * len(whole)
     rows = whole[[PARTS.get(part.casefold(), part) == split for part in parts]]
@@ -125,9 +127,10 @@ def of_table(table: Table, given: Mapping[str, str], split: str = "test") -> Sou
 def _columns_of(table: Table, given: Mapping[str, str]) -> tuple[dict[str, list[str]], dict[Score, str]]:
     """Role -> its columns, and score -> its column. Raises UsageError for what is missing or contradicts a score."""
     chosen, scores_given = dict(given), not given.keys().isdisjoint(_SCORES)
+    filled = {name for row in table.rows for name, cell in row.items() if cell}
     for name in [name for name in table.columns if name not in given.values()]:
         role = name.removesuffix("_id")
-        if role in ROLES and role != "error" and not (role in _SCORES and scores_given):
+        if role in ROLES and role != "error" and not (scores_given if role in _SCORES else name not in filled):
             chosen.setdefault(role, name)
     counted = chosen.keys() >= _COUNTS.keys()
     needed = ["arm", "image", *(["score"] if not counted and chosen.keys().isdisjoint(_SCORES) else [])]
@@ -171,7 +174,7 @@ def _nnunet(path: Path) -> Table:
             rows += _cases(file, about)
     if not rows:
         raise UsageError(f"{path} holds no case of a fold or test set (fold_all is scored on its training images)")
-    return Table(path.with_suffix(""), ",", tuple(rows[0]), tuple(rows), tuple(range(1, len(rows) + 1)))
+    return Table(path, ",", tuple(rows[0]), tuple(rows), tuple(range(1, len(rows) + 1)))
 
 
 def _cases(file: Path, about: Mapping[str, str]) -> Iterator[dict[str, str]]:
@@ -205,13 +208,19 @@ def loaded(sources: Sequence[Source], paired: bool = False) -> tables.Loaded:
     frame = _with_numbers(texts, scores, counted)
     _refuse_two(frame, [*_RUN, "image", "class"], "", "remove one, or name the column that tells them apart")
     _refuse_two(frame, _IMAGE, "group", "give the image one group")
-    _refuse_two(frame, [*_IMAGE, "class"], "n_gt", "score all arms on the same references (n_gt = tp + fn)")
+    if counted:
+        _refuse_two(frame, [*_IMAGE, "class"], "n_gt", "score all arms on the same references (n_gt = tp + fn)")
+    else:
+        cure = "give all runs a score of this image, or leave the image out of all"
+        known = frame["n_gt"].map({1: "known", 0: "undefined"})
+        _refuse_two(frame.assign(score=known), [*_IMAGE, "class"], "score", cure)
     id_of, of_classes = _numbered("classes", frame["class"], 1)
     seed_of, of_seeds = _numbered("seeds", frame["seed"], 0)
     frame["class_id"], frame["seed"] = frame["class"].map(id_of), frame["seed"].map(seed_of).astype(str)
     shared = {PAIRING: STATED if paired else UNPROVEN, "empty_policy": "reference", "distance_unit": UNKNOWN}
     if of_classes:
-        shared["config_dataset_class_names"] = json.dumps(["", *id_of])
+        name_of = {number: name for name, number in id_of.items()}
+        shared["config_dataset_class_names"] = json.dumps([name_of.get(n, "") for n in range(max(name_of) + 1)])
     shared["scores"] = json.dumps({n.removeprefix(OWN): facts(s) for n, s in scores.items() if n.startswith(OWN)})
     runs = _runs(frame.sort_values(["image", "class_id"], kind="stable"), first, [*scores], shared)
     problems = [*(source.note for source in sources), *of_seeds, *of_classes, *_lacking(frame)]
@@ -305,12 +314,15 @@ def _refuse_two(frame: "pd.DataFrame", by: list[str], fact: str, cure: str) -> N
 
 
 def _numbered(what: str, texts: Collection[str], start: int) -> tuple[dict[str, int], list[str]]:
-    """Text -> whole number; names are numbered in their order, which the note says."""
-    names = sorted(set(texts))
-    if all(re.fullmatch(r"\d{1,9}", name) for name in names):
-        return {name: int(name) for name in names}, []
-    numbers = {name: n for n, name in enumerate(names, start=start)}
-    shown = some([f"{n} is {name}" for name, n in numbers.items()])
+    """Text -> whole number; names are numbered in their order, after the numbers beside them, which the note says."""
+    numbers = {text: int(text) for text in sorted(set(texts)) if re.fullmatch(r"\d{1,9}", text)}
+    names = sorted({*texts} - {*numbers})
+    if numbers and names and max(numbers.values()) > 255:
+        numbers, names = {}, sorted({*texts})
+    numbers |= {name: n for n, name in enumerate(names, start=max(numbers.values(), default=start - 1) + 1)}
+    if not names:
+        return numbers, []
+    shown = some([f"{numbers[name]} is {name}" for name in names])
     return numbers, [f"{what} are names, numbered in their order: {shown}"] if names != [""] else []
 
 

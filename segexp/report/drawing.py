@@ -309,6 +309,7 @@ def draw_panel(shown: Panel, looks: Looks) -> Figure:
         axis.plot(curve.x, curve.y, style, color=colour, linewidth=1.7, label=label, **again)
         if curve.low:
             axis.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.16, linewidth=0)
+    axis.locator_params(axis="x", nbins=5)  # labels such as 0.4825 touch each other
     _scale_x(axis, shown, [v for curve in curves for v in curve.x])
     if shown.log_y:
         _log(axis, "y", [v for curve in curves for v in curve.y])

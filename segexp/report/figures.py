@@ -168,6 +168,7 @@ def distributions(block: Block, metric: Metric, name: str) -> list[Drawing]:
     medians = [f"{arm} {fmt.score(metric, float(np.median([*values.values()])))}" for arm, values in shown.items()]
     alt = f"Distribution of {fmt.with_unit(metric)} over {unit}s, means over seeds. Medians: {_listed(medians)}"
     caption = f"Dots: {unit}s, each the mean of its seeds. Box: quartiles and median. Whiskers: 5 to 95 %."
+    caption += beyond(metric, [value for values in shown.values() for value in values.values()])
     figure = drawing.draw_distributions({arm: [*values.values()] for arm, values in shown.items()}, metric, unit)
     return [Drawing(f"{name}-distributions", alt, caption, figure, tuple(tips[:: math.ceil(len(tips) / MAX_TIPS)]))]
 
@@ -192,12 +193,20 @@ def of_images(block: Block, metric: Metric, name: str) -> tuple[Pairs, str]:
         band = f"Line and band: mean difference and its {block.interval}." if tested else "Line: mean difference."
         of_scatter, of_differences = drawing.draw_images(found, metric)
         of_each, against_mean = image_tips(found, metric)
-        first = Drawing(f"{name}-images-{n + 1}-scatter", scatter, f"{above}.", of_scatter, of_each)
+        above += "." + beyond(metric, [*found.candidate_N, *found.reference_N])  # type: ignore[misc]
+        first = Drawing(f"{name}-images-{n + 1}-scatter", scatter, above, of_scatter, of_each)
         second = Drawing(f"{name}-images-{n + 1}-difference", differences, band, of_differences, against_mean)
         groups.append((against(found), (first, second)))
     left_out = len(shown) - len(groups)
     note = f"No figures for {pluralize(left_out, 'more comparison')}; images.csv has the values."
     return tuple(groups), note if left_out else ""
+
+
+def beyond(metric: Metric, values: Sequence[float]) -> str:
+    """Why the values of images lie outside the range of their score, "" where none does."""
+    if min(values) >= 0 and max(values) <= metric.score.highest:
+        return ""
+    return " Values outside the score's range: images lack classes, so each has its share of the mean over classes."
 
 
 def image_tips(found: Comparison, metric: Metric) -> tuple[tuple[Tip, ...], tuple[Tip, ...]]:

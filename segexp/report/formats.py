@@ -158,7 +158,7 @@ def _blocks(
     for n, (unnamed, block) in enumerate(zip(result.blocks, first_blocks(result), strict=True)):
         prefix = f"{n + 1}-" if len(result.blocks) > 1 else ""
         found = [answer for other, of_other in answers if other is unnamed for answer in of_other]
-        of_answers = [(tables.answer(answer, f"{prefix}{answer.name}", block.title), answer) for answer in found]
+        of_answers = [(tables.answer(answer, prefix, block.title), answer) for answer in found]
         yield block, *tables.of_block(block, result.metric, prefix), of_answers
     for one in result.others:
         further = dataclasses.replace(one, blocks=further_blocks(result, one))

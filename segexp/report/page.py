@@ -137,7 +137,7 @@ def arrange(result: Result, answers: Sequence[Sequence[Answer]], samples: Sequen
             name, drawn = (f"{n + 1}" if len(result.blocks) > 1 else "all"), n < MAX_BLOCKS
             chapter = _chapter(block, result.metric, name, scale, drawn)
             questions = [
-                Question(answer, tables.answer(answer, title, block.title), drawings)
+                Question(answer, tables.answer(answer, f"{name}-", block.title), drawings)
                 for answer in of_block
                 # Nothing to show: such as the classes of data with one class.
                 if answer.panels or not answer.rows or any(row.keys() - {"arm", "n_runs"} for row in answer.rows)

@@ -106,7 +106,7 @@ def samples_of(
     if not ranked:
         return Samples("", (), "No run is done.")
     if not all(directories.values()):
-        return Samples("", (), "No pictures: the scores come from collected tables, without run directories.")
+        return Samples("", (), "No pictures: the scores come from tables, without run directories.")
     if not seeds:
         return Samples("", (), "No pictures: the arms have no seed in common.")
     try:

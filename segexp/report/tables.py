@@ -630,8 +630,9 @@ def _run_cell(column: str, value: Any, metric: Metric) -> str:
     return shorten[column](str(value)) if value and column in shorten else number(value)
 
 
-def answer(found: Answer, name: str, where: str = "") -> Table:
+def answer(found: Answer, prefix: str, where: str = "") -> Table:
     """The rows of a secondary analysis; every row has the columns of the first. A mean and its sd share a cell."""
+    name = prefix + (found.name if found.name != "ranking" else "ranking-stability")  # beside the ranking of the block
     first = list(found.rows[0]) if found.rows else []
     keys = [key for key in first if not (key.endswith("_sd") and key.removesuffix("_sd") in first)]
     known = {key: fmt.with_unit(METRICS[key]) for key in keys if key in METRICS}

@@ -53,7 +53,7 @@ def comparisons(result: Result) -> list[str]:
 
 
 LONG = {"model": "activation", "run": "seed", "case": "image_id", "DSC": "dice"}
-ROLES = "arm=model,seed=run,image=case,dice=DSC"
+ROLES = "arm=model, seed = run,image=case,dice=DSC"
 
 
 def test_an_exported_study_has_the_same_verdict_and_numbers(tmp_path: Path):
@@ -124,6 +124,11 @@ def test_names_of_runs_are_numbered_and_missing_images_counted(tmp_path: Path):
     assert [*result.blocks[0].ranking[0].seeds] == ["0", "1", "2"]
     assert one_mentions(result.warnings, "0 is run_0")
     assert one_mentions(result.warnings, "b lacks 1 of 9 images", "c3")
+    labels = ["1", "3", '"(1, 2)"']
+    rows = [f"{arm},c{i},{label},0.{i}{n}" for arm in "ab" for i in range(9) for n, label in enumerate(labels)]
+    path = table(tmp_path / "c.csv", "arm,image,class,dice", *rows)
+    titles = [compare([path], reference="arm=a", class_=label).metric.title for label in ("1", "3", "(1, 2)", "4")]
+    assert titles == ["Dice, 1", "Dice, 3", "Dice, (1, 2)", "Dice, (1, 2)"]  # numbers keep theirs
     assert (only(result).n_images, only(result).dropped) == (8, "1 image not in all runs")
 
 
@@ -175,12 +180,13 @@ def nnunet_results(study: Path, root: Path) -> Path:
     return root
 
 
-def test_nnunet_folders_have_the_same_verdict_over_folds(tmp_path: Path):
+def test_nnunet_folders_have_the_same_verdict_over_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fold_study(tmp_path / "study")
     own = only(compare([tmp_path / "study"]))
     root = nnunet_results(tmp_path / "study", tmp_path / "nnUNet_results")
     arms: dict[str, Any] = {"candidate": "arctan__nnUNetPlans__2d", "reference": "sigmoid__nnUNetPlans__2d"}
-    for path in (root, root / "Dataset004_Hippo"):
+    monkeypatch.chdir(root / "Dataset004_Hippo")
+    for path in (root, root / "Dataset004_Hippo", Path()):
         result = compare([path], reference=f"arm={arms['reference']}")
         assert numbers(only(result)) == numbers(replace(own, **arms))
     assert only(result).method == Method.OVER_FOLDS
@@ -227,6 +233,8 @@ GOOD = ("a,0,x,0.5", "b,0,x,0.6")
     ((*GOOD, "b,,y,0.5"), [], ["line 4", "the seed is empty"]),
     (("a,0,x,0.5",), [], ["only one arm"]),
     ((), [], ["no rows"]),
+    ((*GOOD, "a,1,x,"), [], ["line 2", "line 4", "the score known and undefined", "leave the image out"]),
+    (GOOD, ["--by", "activation"], ["no run has the key 'activation'", "valid: dataset, seed, arm"]),
 ])  # fmt: skip
 def test_a_table_is_read_strictly(
     lines: Sequence[str], words: list[str], parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

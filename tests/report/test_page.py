@@ -489,6 +489,12 @@ def test_the_values_of_images_are_drawn_with_their_quartiles() -> None:
     assert (tip.image, tip.text) == (found.units[7], f"{found.units[7]}: c {values[7]:.2f}")
     assert tip.x == pytest.approx(dots[7])
     assert tip.y == pytest.approx(np.asarray(axis.get_lines()[0].get_ydata())[7])
+    beyond = tuple(replace(one, candidate_N=1.5 * np.asarray(one.candidate_N)) for one in block.comparisons)
+    with styled():
+        ((_, (scatter, _)), *_), _ = figures.of_images(replace(block, comparisons=beyond), DICE, "x")
+        (of_rare,) = figures.distributions(replace(block, comparisons=beyond), DICE, "x")
+    for figure, explained in ((drawn, False), (of_rare, True), (scatter, True)):
+        assert ("lack classes" in figure.caption) == explained
     many = replace(block, comparisons=(make_comparison("c", "a", 0.01, n_images=400),))
     with styled():
         (drawn,) = figures.distributions(many, DICE, "x")
@@ -642,6 +648,13 @@ def test_arms_of_one_colour_are_told_apart_by_markers() -> None:
     result = replace(make_result(n_arms=9), over_datasets=(), ranks=None)
     classes = {a.get("class", "").strip() for a in Page(page(result, answers=False)).all("span")}
     assert {name for name in classes if name.startswith("dot")} == {"dot", "dot square"}
+
+
+def test_labels_of_narrow_axes_do_not_touch():
+    curve = Curve("a", (0.4801, 0.4992), (0.5, 0.6))
+    (axis,) = drawing.draw_panel(Panel("x", "X", "share", "y", (curve,), kind="points"), {}).axes
+    low, high = axis.get_xlim()
+    assert len([tick for tick in axis.get_xticks() if low <= tick <= high]) <= 6
 
 
 def test_an_axis_of_one_epoch_has_one_tick():

@@ -185,7 +185,7 @@ def test_the_note_names_what_is_missing(tmp_path: Path, damage: Callable[[Path],
 
 
 def test_no_directories_and_another_split(tmp_path: Path) -> None:
-    assert "collected tables" in samples_of([make_arm("a", 0.5)]).note
+    assert "without run directories" in samples_of([make_arm("a", 0.5)]).note
     assert samples_of([]).samples == ()
     unfinished = make_arm("later", NAN, 0)
     assert mentions(samples_of([unfinished]).note, "No run", "done")

@@ -321,17 +321,17 @@ def names_of(text: str | None) -> list[str] | None:
     return [part.strip() for part in text.split(",") if part.strip()] if text else None
 
 
-def pairs_of(texts: Sequence[str] | None) -> dict[str, str]:
-    """Key -> value of every --where KEY=VALUE[,KEY=VALUE]; a value may be several: seed=0,1,loss=dice."""
+def pairs_of(texts: Sequence[str] | None, option: str = "--where") -> dict[str, str]:
+    """Key -> value of every ``option`` KEY=VALUE[,KEY=VALUE]; a value may be several: seed=0,1,loss=dice."""
     chosen: dict[str, str] = {}
     for text in texts or ():
         for part in re.split(r",(?=[\w.]+=)", text):
             key, equals, value = part.strip().partition("=")
             if not equals or not key:
-                raise UsageError(f"--where {text}: '{part}' is not KEY=VALUE")
+                raise UsageError(f"{option} {text}: '{part}' is not KEY=VALUE")
             if chosen.get(key, value) != value:
                 raise UsageError(
-                    f"--where {key}={value}: no run has both this and {key}={chosen[key]}; "
+                    f"{option} {key}={value}: no run has both this and {key}={chosen[key]}; "
                     f"to select runs with either, write {key}={chosen[key]},{value}"
                 )
             chosen[key] = value

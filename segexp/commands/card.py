@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segexp.commands import Parser, log_to_terminal
-from segexp.errors import DONE
+from segexp.errors import DONE, FAILED
 
 EPILOG = """\
 The folder is what huggingface_hub's upload_folder uploads. A run gives README.md, model.safetensors and config.json; a
@@ -29,7 +29,12 @@ def command(words: Sequence[str]) -> int:
     log_to_terminal()
 
     from segexp.inference.card import write_card
+    from segexp.inference.published import DifferentError
 
-    write_card(options.path, options.out)
+    try:
+        write_card(options.path, options.out)
+    except DifferentError as error:
+        print(f"segexp: {error}")
+        return FAILED
     print(f"card: {options.out}")
     return DONE

@@ -32,7 +32,8 @@ def command(words: Sequence[str]) -> int:
     options = parser().parse_args(list(words))
     log_to_terminal()
 
-    from segexp.inference.export import DifferentError, export
+    from segexp.inference.export import export
+    from segexp.inference.published import DifferentError
 
     out = options.out or Path(f"{options.run_dir.absolute().name}.{options.format}")
     try:

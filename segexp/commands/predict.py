@@ -49,7 +49,7 @@ def command(words: Sequence[str]) -> int:
     log_to_terminal()
 
     from segexp.config.compose import recorded_config
-    from segexp.inference.images import check_tile, class_files, files_in, sources_of
+    from segexp.inference.images import check_tile, files_in, sources_of
     from segexp.inference.selection import chosen_runs
     from segexp.records.formatting import pluralize
     from segexp.records.process import set_wait
@@ -57,14 +57,13 @@ def command(words: Sequence[str]) -> int:
     if options.overlap is not None and not (options.tile and 0 <= options.overlap < 1):
         raise UsageError(f"--overlap {options.overlap}: a share from 0 to below 1, together with --tile N")
     files, notes = files_in(options.images, options.out)
-    runs, choice = chosen_runs(options.run, pairs_of(options.arm), options.ensemble is not None)
+    runs, choice = chosen_runs(options.run, pairs_of(options.arm, "--arm"), options.ensemble is not None)
     configs = [recorded_config(run.path, [f"trainer.device={options.device}"]) for run in runs]
     if options.tile is not None:
         check_tile(options.tile, configs[0])
         options.overlap = 0.5 if options.overlap is None else options.overlap
     channels = len(runs[0].record["normalisation"]["mean"]) if configs[0].dataset.adapter == "nnunet" else 0
-    suffixes = [f"_class{c}" for c in class_files(configs[0])] + ["_overlay"] * options.overlay
-    sources = sources_of(files, channels, suffixes)
+    sources = sources_of(files, channels)
     print(*notes, *choice, *(f"network: {run.path}" for run in runs), sep="\n")
 
     set_wait(configs[0].trainer.wait, configs[0].trainer.threads)

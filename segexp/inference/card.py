@@ -44,9 +44,10 @@ def write_card(path: Path, out: Path) -> None:
 
     Raises UsageError where no run is done, files of a run are damaged, or ``out`` holds other content.
     """
-    scored = [run for run in load_checked([path]).runs if run.state == "done" and not run.collected]
-    if not scored:
-        raise UsageError(f"{path} holds no finished run: `segexp status {path}` lists their states")
+    done = [run for run in load_checked([path]).runs if run.state == "done"]
+    if not (scored := [run for run in done if not run.collected]):
+        cure = "name the folder of the runs behind its tables" if done else f"`segexp status {path}` lists their states"
+        raise UsageError(f"{path} holds no finished run: {cure}")
     runs = [run_at(run.path) for run in scored]
     with placed(out) as folder:
         folder.mkdir()
@@ -61,6 +62,7 @@ def write_card(path: Path, out: Path) -> None:
         settings = [settings_of(run.config) for run in runs]
         protocol = {key: ", ".join(dict.fromkeys(str(of.get(key)) for of in settings)) for key in settings[0]}
         made = {k: v for k, v in provenance_of([path], runs).items() if k not in ("read from", "hosts")}
+        made |= {"runs": [f"{n} {state}" for state, n in made["runs"].items()]}
         made["compared with"] = [f"{name} {version}" for name, version in made["compared with"].items()]
         made |= {"identity": runs[0].record["identity"]} if alone else {}
         origin = [f"{k}: {v if isinstance(v, str) else ', '.join(map(str, v))}" for k, v in made.items()]
@@ -124,7 +126,7 @@ def _data(runs: Sequence[Run]) -> list[str]:
 def _front(title: str, results: list[EvalResult], runs: Sequence[Run]) -> ModelCardData:
     """The front matter; with the licence of the data where it is known and the same for all."""
     licences = {str(run.config.get("dataset.licence") or "") for run in runs}
-    slug = _slug(licences.pop().lower()).replace("cc0", "cc0-1.0") if len(licences) == 1 else ""
+    slug = re.sub("^cc0$", "cc0-1.0", _slug(licences.pop().lower())) if len(licences) == 1 else ""
     terms: Any = {"license": slug} if LICENCE.fullmatch(slug) else {"license": "other", "license_name": slug}
     return ModelCardData(
         model_name=title,
@@ -164,13 +166,13 @@ def _of_run(scored: Run, run: Run, folder: Path) -> Parts:
             limits = f"{shown_score(found.low)} to {shown_score(found.high)}"
         value = shown_score(summary[score.name])
         rows.append({"test score": label_of(score, summary, run.config), "value": value, "95 % interval": limits})
+    tuned = facts["threshold_tuned"]
+    decision = "The largest class wins" if tuned is None else f"Foreground: above 0.5; tuned: {tuned:.6g}"
     body = [
         f"Segmentation network with {escaped(facts['activation.name'])} output activation, trained with segexp.",
         _table(rows),
         "## Use",
-        escaped(
-            f"Input: {facts['input']}; {facts['sizes']}. Foreground: above 0.5; tuned: {facts['threshold_tuned']}."
-        ),
+        escaped(f"Input: {facts['input']}; {facts['sizes']}. {decision}."),
         f"```python\n{usage(facts)}\n```",
     ]
     one = f"Intervals are for new test images and this one network: {summary['n_test']} images, one seed."
@@ -188,14 +190,16 @@ def usage(facts: Mapping[str, Any]) -> str:
     words |= {"dataset.num_classes": len(facts["classes"]), "dataset.channels": len(facts["normalisation"]["mean"])}
     given = ", ".join([repr(head.pop("name")), *(f"{key}={value!r}" for key, value in head.items())])
     mean, std = facts["normalisation"]["mean"], facts["normalisation"]["std"]
+    rule = "" if (name := facts["dataset.normalise"]) == "train" else f", after dataset.normalise={name}"
+    plugins = "".join(f"\nsegexp.use_plugins({file!r})" for file in facts["plugins"])
     return f"""\
-import segexp, torch
+import segexp, torch{plugins}
 from safetensors.torch import load_file
 network = segexp.build_model({words})
 network.load_state_dict(load_file("model.safetensors"))
 mean, std = (torch.tensor(v).view(-1, 1, 1) for v in ({mean}, {std}))
 head = segexp.head(segexp.output_activation({given}), mode={mode!r})
-probabilities = head(network.eval()((images - mean) / std)).values_NKHW  # images (N, C, H, W)"""
+probabilities = head(network.eval()((images - mean) / std)).values_NKHW  # images (N, C, H, W){rule}"""
 
 
 def _of_study(path: Path, runs: Sequence[Run], folder: Path) -> Parts:
@@ -214,8 +218,11 @@ def _of_study(path: Path, runs: Sequence[Run], folder: Path) -> Parts:
             for kind in ("png", "svg"):
                 (folder / f"{name}.{kind}").write_bytes(image_bytes(drawing.figure, kind, dpi=200))
     body.append(only_names(as_markdown(result, ()), folders_of(result)))
-    arms = [(block.dataset, arm) for block in result.blocks for arm in block.ranking if not math.isnan(arm.mean)]
-    results = [_result(data, result.metric.name, arm.mean, arm.arm) for data, arm in arms]
+    arms = [(block, arm) for block in result.blocks for arm in block.ranking if not math.isnan(arm.mean)]
+    results = [
+        _result(of.dataset, result.metric.name, arm.mean, ", ".join([arm.arm, *map("=".join, of.conditions.items())]))
+        for of, arm in arms
+    ]
     seeds = ", ".join(map(str, sorted({arm.n_seeds for _, arm in arms})))
     limits = [f"Seeds per arm: {seeds}. What they can detect, and the floor of any number of seeds, is in the tables."]
     return f"{path.absolute().name}: {', '.join(result.by)}", results, "\n\n".join(body), limits

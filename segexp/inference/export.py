@@ -28,7 +28,7 @@ from segexp.data.image_set import Pair
 from segexp.data.normalise import PERCENTILES
 from segexp.errors import UsageError, first_line
 from segexp.evaluation.pictures import fixed_choice
-from segexp.inference.published import placed, settings_of
+from segexp.inference.published import DifferentError, placed, settings_of
 from segexp.models.architectures import ARCHITECTURES
 from segexp.records import flatten, read_run, text_rows
 from segexp.records.scores import class_label
@@ -42,10 +42,6 @@ METADATA = "segexp.json"
 """The facts as JSON: in a pt2 archive, the header of safetensors, the folder of smp. onnx has a property for each."""
 
 Function = Callable[[torch.Tensor], torch.Tensor]  # images_NCHW -> the output of the written file
-
-
-class DifferentError(Exception):
-    """The written file does not compute what the run's network computes. It is removed."""
 
 
 class Deployed(torch.nn.Module):
@@ -85,7 +81,7 @@ def facts_of(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
     """
     flat, tuned = flatten(config), record["summary"].get("threshold_tuned")
     if tuned is not None:  # recorded as evidence
-        tuned = tuned + 0.5 if config.activation.name == "identity" else 1 / (1 + math.exp(-tuned))
+        tuned = tuned + 0.5 if config.activation.name == "identity" else 0.5 + 0.5 * math.tanh(tuned / 2)
     return {
         "segexp": record["versions"]["segexp"],
         "run_id": record["run_id"],
@@ -97,6 +93,7 @@ def facts_of(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
         "divisor": ARCHITECTURES[config.model.name].divisor.of(params(config.model)),
         "threshold": 0.5,
         "threshold_tuned": tuned,
+        "plugins": [Path(plugin["given"]).name for plugin in (record.get("plugins") or {}).values()],
         "learned": (record.get("head") or {}).get("learned") or {},
     }
 
@@ -229,8 +226,13 @@ def _write_graph(path: Path, form: str, network: torch.nn.Module, facts: dict[st
             read(torch.zeros(1, channels, size, size))  # a graph may hold a size that the trace did not see
         except ImportError:
             raise UsageError("--format onnx needs ONNX: pip install 'segexp[onnx]', or use --format pt2") from None
+        except OSError:
+            raise
         except Exception as error:
-            failure = first_line(error)[:200]
+            cause: BaseException = error
+            while inner := cause.__cause__ or cause.__context__:  # torch.onnx wraps it in advice
+                cause = inner
+            failure = first_line(cause)[:200]
         else:
             return read
     raise UsageError(

@@ -45,11 +45,11 @@ def files_in(given: Sequence[Path], out: Path) -> tuple[list[tuple[str, Path]], 
     return found, notes
 
 
-def sources_of(files: Sequence[tuple[str, Path]], channels: int, suffixes: Sequence[str]) -> Sources:
-    """The images of files by name. Raises UsageError where two would be written to one file.
+def sources_of(files: Sequence[tuple[str, Path]], channels: int) -> Sources:
+    """The images of files by name. Raises UsageError where two have one name.
 
     channels: of nnU-Net, where CASE_0000, CASE_0001, ... are the channels of one image CASE if all or only the first
-    are there; 0: each file is an image. suffixes: of outputs beside the mask, as "_overlay".
+    are there; 0: each file is an image.
     """
     cases: dict[str, list[tuple[str, Path]]] = {}
     for name, file in files:
@@ -59,13 +59,17 @@ def sources_of(files: Sequence[tuple[str, Path]], channels: int, suffixes: Seque
         names = sorted(name for name, _ in of)
         joined = channels and names in ([f"{case}_0000"], [f"{case}_{c:04}" for c in range(channels)])
         for name, paths in [(case, tuple(f for _, f in sorted(of)))] if joined else [(name, (f,)) for name, f in of]:
-            for output in (name, *(name + suffix for suffix in suffixes)):
-                other = owners.setdefault(output.casefold(), paths[0])  # some file systems do not tell X from x
-                if os.path.abspath(other) != os.path.abspath(paths[0]):
-                    cure = "name the folder that holds both, rename one, or use two folders"
-                    raise UsageError(f"{other} and {paths[0]} would both be written to {output}: {cure}")
+            _claim(name, paths[0], owners)
             sources[name] = paths
     return sources
+
+
+def _claim(output: str, path: Path, owners: dict[str, Path]) -> None:
+    """Note that an image is written to ``output``. Raises UsageError where another one is."""
+    other = owners.setdefault(output.casefold(), path)  # some file systems do not tell X from x
+    if os.path.abspath(other) != os.path.abspath(path):
+        cure = "name the folder that holds both, rename one, or use two folders"
+        raise UsageError(f"{other} and {path} would both be written to {output}: {cure}")
 
 
 def class_files(config: Config) -> list[int]:
@@ -84,19 +88,23 @@ def check_tile(tile: int, config: Config) -> None:
     check_size(config.model.name, params(config.model), config.backbone.name, tile, f"--tile {tile}")
 
 
-def recorded(out: Path, settings: Mapping[str, Any], sources: Sources) -> dict[str, str]:
+def recorded(out: Path, settings: Mapping[str, Any], sources: Sources, classes: Sequence[int]) -> dict[str, str]:
     """Name -> file of the images whose masks ``out`` holds or gets. Raises UsageError where it holds anything but
-    predictions with these settings, or the mask of another image of that name."""
+    predictions with these settings, or where outputs of two images, also of earlier calls, would have one name."""
     images = {name: str(paths[0].absolute()) for name, paths in sources.items()}
     known = read_json(out / RECORD, out) if (out / RECORD).exists() else {}
     before = known.get("images") if isinstance(known, dict) else None
-    if not isinstance(before, dict):
-        if any(path.name != "lock" and path.name[0] != "." for path in out.iterdir()):
-            raise UsageError(f"-o {out} holds other files: choose a new or empty folder")
-        return images
-    asked = [(key, known.get(key), value) for key, value in settings.items()]
-    for key, there, now in asked + [(name, before.get(name, path), path) for name, path in images.items()]:
-        if now != there:
-            shown = "other networks" if key == "networks" else f"{key}={there}, not {now}"
-            raise UsageError(f"-o {out} holds predictions with {shown}: choose another folder, or remove this one")
-    return before | images
+    if isinstance(before, dict):
+        asked = [(key, known.get(key), value) for key, value in settings.items()]
+        for key, there, now in asked + [(name, before.get(name, path), path) for name, path in images.items()]:
+            if now != there:
+                shown = "other networks" if key == "networks" else f"{key}={there}, not {now}"
+                raise UsageError(f"-o {out} holds predictions with {shown}: choose another folder, or remove this one")
+        images = before | images
+    elif any(path.name != "lock" and path.name[0] != "." for path in out.iterdir()):
+        raise UsageError(f"-o {out} holds other files: choose a new or empty folder")
+    owners = dict[str, Path]()
+    for name, path in images.items():
+        for suffix in ("", *(f"_class{c}" for c in classes), *["_overlay"] * settings["overlay"]):
+            _claim(name + suffix, Path(path), owners)
+    return images

@@ -4,6 +4,7 @@ DIR/predict.json   settings, and the images that are finished
 DIR/<image>.png (.nii.gz, .npy, .tif), <image>_class<c>.png ..., <image>_overlay.png, <image>_probabilities.npz
 """
 
+import errno
 import functools
 import hashlib
 import logging
@@ -67,10 +68,13 @@ def predict_images(
     def job() -> _Job:
         return _Job(runs[0], Networks.of(runs, configs, asked["tta"]), asked, limit, outcome.notes)
 
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"-o {out} cannot be a folder ({error.strerror}): choose another one") from error
     try:
         with ownership(out), interruptible():
-            images = recorded(out, settings, sources)
+            images = recorded(out, settings, sources, classes)
             write_json(out / RECORD, {"segexp": segexp.__version__, **settings, "images": images})
             for name, paths in tqdm(sources.items(), desc="predicting", unit="img", disable=None):
                 heed_interrupts()
@@ -104,6 +108,10 @@ def _one(name: str, paths: tuple[Path, ...], out: Path, job: "_Job", outcome: Ou
         outcome.problems[str(paths[0])] = "takes more memory than there is: see --tile"
     except (ImageError, UsageError) as error:
         outcome.problems[str(paths[0])] = first_line(error).removeprefix(f"{paths[0]}: ")
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
+            raise
+        outcome.problems[str(paths[0])] = f"its mask cannot have this name ({error.strerror}): rename the image"
 
 
 class _Job:

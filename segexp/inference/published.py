@@ -1,5 +1,6 @@
 """What is published of a run, and where files go that are never overwritten."""
 
+import filecmp
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,11 @@ from typing import Any
 
 from segexp.config import is_volatile
 from segexp.errors import UsageError
+
+
+class DifferentError(Exception):
+    """The written file does not compute what the run's network computes. It is removed."""
+
 
 DESCRIBED = tuple(f"dataset.{key}" for key in ("name", "class_names", "normalise", "licence", "citation", "url"))
 """Keys that do not change a run, and that its readers need."""
@@ -26,22 +32,27 @@ def placed(path: Path) -> Iterator[Path]:
 
     Raises UsageError where ``path`` cannot be written, or exists with other content.
     """
+    full = Path(os.path.realpath(path))
     try:
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        beside = tempfile.TemporaryDirectory(prefix=".segexp-", dir=path.absolute().parent)
+        full.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(prefix=".segexp-", dir=full.parent)
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror}): choose another -o") from error
     with beside as folder:
-        made = Path(folder, path.absolute().name)
+        made = Path(folder, full.name)
         yield made
         if made.is_dir() and path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
-        if not path.exists():
+            for child in made.iterdir():  # into the empty folder, which may be the current one
+                os.replace(child, path / child.name)
+        elif not path.exists():
             os.replace(made, path)
-        elif _content(path) != _content(made):
+        elif not _equal(made, path):
             raise UsageError(f"{path} exists with other content and stays as it is: choose another -o, or remove it")
 
 
-def _content(path: Path) -> dict[Path, bytes]:
-    """The bytes of a file, or of every file in a folder."""
-    return {file.relative_to(path): file.read_bytes() for file in (path, *path.rglob("*")) if file.is_file()}
+def _equal(one: Path, other: Path) -> bool:
+    """Whether two files, or the files of two folders, have the same bytes."""
+    if one.is_dir() and other.is_dir():
+        names, others = ({path.name for path in folder.iterdir()} for folder in (one, other))
+        return names == others and all(_equal(one / name, other / name) for name in names)
+    return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)

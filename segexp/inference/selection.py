@@ -48,7 +48,8 @@ def chosen_runs(path: Path, arm: Mapping[str, str], ensemble: bool) -> tuple[lis
     elif not ensemble and len(runs) > 1:
         best = max(runs, key=lambda run: _defined_first(run.number("val_dice")))
         why = f"highest validation Dice ({best.number('val_dice'):.4f}); --ensemble seeds averages all"
-        notes.append(f"seed {best.row['seed']} of {len(runs)}: {why}")
+        fold = f", fold {best.row['fold']}" if best.row.get("fold") else ""
+        notes.append(f"seed {best.row['seed']}{fold}, of {pluralize(len(runs), 'run')}: {why}")
         runs = [best]
     return [run_at(run.path) for run in runs], notes
 

@@ -16,7 +16,9 @@ from segexp.records.owned import entered
 FOLDER = "tracking"  # of a run directory: what trackers write, and their logs
 LIMIT_SECONDS = 20.0  # how long the end of a run waits for its trackers
 
-CODE = "import sys; sys.path.append(sys.argv.pop(1)); from segexp.tracking.process import main; main()"
+# Without the current folder, where a stranger's csv.py or mlflow.py would be run.
+PATH = "import sys; sys.path = [*filter(None, sys.path), sys.argv.pop(1)]; "
+CODE = PATH + "from segexp.tracking.process import main; main()"
 
 
 def check_installed(names: Sequence[str]) -> None:

@@ -5,17 +5,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub import EvalResult, ModelCard, metadata_load
 from made_scores import make_pair
 from tiny import tiny_run
 
 import segexp
 from segexp import cli
-from segexp.inference.card import escaped
+from segexp.inference.card import _front, escaped, usage
 
 Captured = pytest.CaptureFixture[str]
 
@@ -51,6 +52,7 @@ def test_the_card_of_a_run_holds_its_weights_scores_and_terms(run_dir: Path, tmp
     assert result["metrics"][0]["value"] == record["summary"]["dice"]
     assert r"disks \[1\](http://x)" in text
     assert r"A \*b\*, 2020" in text
+    assert "- runs: 1 done\n" in text
     for published in (text, (folder / "config.json").read_text()):
         assert str(run_dir.parent) not in published
         assert not re.search(rf"\b{re.escape(record['host'])}\b", published)
@@ -114,6 +116,38 @@ def test_the_card_of_a_study_loads_no_torch(tmp_path: Path):
         [sys.executable, "-c", f"{line}; print('torch' in sys.modules)"], capture_output=True, text=True, check=True
     )
     assert seen.stdout.split()[-1] == "False"
+
+
+def test_collected_tables_alone_are_refused(tmp_path: Path, capsys: Captured):
+    make_pair(tmp_path / "study", effect=0.05)
+    assert cli.main(["collect", str(tmp_path / "study")]) == 0
+    (tmp_path / "tables").mkdir()
+    for name in ("runs.csv", "images.csv"):
+        (tmp_path / "study" / name).rename(tmp_path / "tables" / name)
+    assert cli.main(["card", str(tmp_path / "tables"), "-o", str(tmp_path / "card")]) == 2
+    assert "behind its tables" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "front"), [
+    ("CC0", {"license": "cc0-1.0"}), ("CC0 1.0", {"license": "cc0-1.0"}), ("CC-BY-NC 4.0", {"license": "cc-by-nc-4.0"}),
+    ("ask me", {"license": "other", "license_name": "ask-me"}),
+])  # fmt: skip
+def test_licences_of_the_front_matter(given: str, front: dict[str, str]):
+    run: Any = SimpleNamespace(config={"dataset.name": "a", "activation.name": "sigmoid", "dataset.licence": given})
+    data = _front("title", [EvalResult("t", "a", "a", "dice", 0.5)], [run]).to_dict()
+    assert {key: value for key, value in data.items() if key.startswith("license")} == front
+
+
+def test_the_lines_of_python_load_plugins_and_name_the_rule_of_normalisation(run_dir: Path, tmp_path: Path):
+    facts = {**json.loads((run_dir / "run.json").read_text())["config"], "dataset.normalise": "image"}
+    facts |= {
+        "plugins": ["mine.py"],
+        "learned": {},
+        "classes": ["a", "b"],
+        "normalisation": {"mean": [0.0], "std": [1.0]},
+    }
+    assert "\nsegexp.use_plugins('mine.py')\n" in usage(facts)
+    assert usage(facts).endswith("after dataset.normalise=image")
 
 
 def test_a_study_without_a_finished_run_is_refused(tmp_path: Path, capsys: Captured):

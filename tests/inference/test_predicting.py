@@ -91,6 +91,22 @@ def test_again_it_skips_what_is_done_and_says_what_it_cannot_use(
     assert {path: path.stat().st_mtime_ns for path in before} == {p: p.stat().st_mtime_ns for p in out.rglob("*.png")}
 
 
+def test_no_output_takes_the_place_of_another(done: Outcome, data: Path, tmp_path: Path, capsys: Captured) -> None:
+    """Nor that of an earlier call, of the lock or of the record; long names fail alone."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for name in ("a.png", "a_overlay.png", "lock/b.png", "predict.json/c.png", f"{'n' * 240}.png", "z.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(data / "images" / "i00.png", folder / name)
+    predicted(capsys, done.run_dir, folder / "a.png", "-o", out, "--overlay")
+    before = (out / "a_overlay.png").read_bytes()
+    told = refused(capsys, done.run_dir, folder / "a_overlay.png", "-o", out, "--overlay")
+    assert mentions(told, folder / "a.png", "both be written to a_overlay", "rename")
+    assert (out / "a_overlay.png").read_bytes() == before
+    said = predicted(capsys, done.run_dir, folder, "-o", tmp_path / "all", "--probabilities", code=1)
+    assert mentions(said.out, "3 images predicted")
+    assert said.err.count("cannot have this name") == 3
+
+
 def test_mistakes_are_one_line(done: Outcome, data: Path, tmp_path: Path, capsys: Captured) -> None:
     image, run, out = data / "images" / "i00.png", done.run_dir, tmp_path / "out"
     twice = tmp_path / "i00.tif"
@@ -103,6 +119,7 @@ def test_mistakes_are_one_line(done: Outcome, data: Path, tmp_path: Path, capsys
         ((run, data / "images", "-o", data / "images"), ["-o", "another"]),
         ((run, data / "images", "-o", data / "images" / "masks"), ["-o", "another"]),
         ((run, image, "-o", data), ["-o", "another"]),
+        ((run, image, "-o", twice), ["-o", "cannot be a folder"]),
         ((run, image, "-o", run), ["other files", "empty folder"]),
         ((run, image, "-o", out, "--tile", "64"), ["--tile 64", "resized to 32 px", "dataset.fit=pad"]),
         ((run, image, "-o", out, "--overlap", "0.5"), ["--overlap", "--tile"]),
@@ -110,6 +127,7 @@ def test_mistakes_are_one_line(done: Outcome, data: Path, tmp_path: Path, capsys
         ((run, image, "-o", out, "--ensemble", "seeds"), ["--ensemble", "sibling"]),
         ((run, image, "-o", tmp_path / "cuda", "--device", "mps"), ["mps", "not available"]),
         ((run, image, "-o", out, "--arm", "activation=arctan"), ["--arm", "study"]),
+        ((run, image, "-o", out, "--arm", "activation"), ["--arm activation", "KEY=VALUE"]),
         ((tmp_path / "empty", image, "-o", out), ["holds no run"]),
     ):
         told = refused(capsys, *words)

@@ -122,6 +122,16 @@ def test_one_that_fails_or_hangs_is_stopped_and_named(
     assert time.monotonic() - begun < 5
 
 
+def test_no_file_of_the_current_folder_is_run(without: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "run").mkdir()
+    for name in ("run.json", "epochs.csv", "diagnostics.csv"):
+        (tmp_path / "run" / name).write_bytes((without / name).read_bytes())
+    (tmp_path / "struct.py").write_text("raise SystemExit('struct.py of a stranger')")
+    monkeypatch.chdir(tmp_path)
+    assert track(tmp_path / "run", ["csv"])() == []
+    assert in_csv(tmp_path / "run")["final/dice"]
+
+
 def sent_by(run_dir: Path, held: int = 0) -> tuple[Any, list[Any]]:
     """The tags, and what was sent to a tool that holds these epochs of the run."""
     tags: dict[str, str] = {}

@@ -317,7 +317,7 @@ def _numbered(what: str, texts: Collection[str], start: int) -> tuple[dict[str, 
     """Text -> whole number; names are numbered in their order, after the numbers beside them, which the note says."""
     numbers = {text: int(text) for text in sorted(set(texts)) if re.fullmatch(r"\d{1,9}", text)}
     names = sorted({*texts} - {*numbers})
-    if numbers and names and max(numbers.values()) > 255:
+    if len({*numbers.values()}) < len(numbers) or (names and max(numbers.values(), default=0) > 255):
         numbers, names = {}, sorted({*texts})
     numbers |= {name: n for n, name in enumerate(names, start=max(numbers.values(), default=start - 1) + 1)}
     if not names:

@@ -124,6 +124,9 @@ def test_names_of_runs_are_numbered_and_missing_images_counted(tmp_path: Path):
     assert [*result.blocks[0].ranking[0].seeds] == ["0", "1", "2"]
     assert one_mentions(result.warnings, "0 is run_0")
     assert one_mentions(result.warnings, "b lacks 1 of 9 images", "c3")
+    twice = [f"{arm},{seed},c{i},0.{5 + len(seed)}{i}" for arm in "ab" for seed in ("1", "01", "2") for i in range(9)]
+    apart = compare([table(tmp_path / "s.csv", "arm,seed,image,dice", *twice)], reference="arm=a")
+    assert one_mentions(apart.warnings, "0 is 01, 1 is 1, 2 is 2")
     labels = ["1", "3", '"(1, 2)"']
     rows = [f"{arm},c{i},{label},0.{i}{n}" for arm in "ab" for i in range(9) for n, label in enumerate(labels)]
     path = table(tmp_path / "c.csv", "arm,image,class,dice", *rows)

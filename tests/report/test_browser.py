@@ -160,6 +160,7 @@ def test_layers_of_samples_are_chosen_and_faded(page: "Page") -> None:
         page.keyboard.press("ArrowRight")
         assert page.locator(f".samples [value={value}]").first.is_checked()
         assert page.locator(".samples p.errors").first.is_visible() == (value == "errors")
+        assert page.locator(".sample .reference").first.is_hidden()  # its colour could be taken for that of an error
         looks[value] = painted(page, of_arm)
     page.locator(".samples [value=prediction]").first.check()
     slider.focus()

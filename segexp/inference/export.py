@@ -153,8 +153,8 @@ def own_images(run_dir: Path, config: Config, run: Trained, size: int) -> tuple[
     found = [np.random.default_rng(n).integers(0, 256, (size, size, run.channels), np.uint8) for n in range(4)]
     what = f"random images, {lost}"
     pictures = [p for p in sorted((run_dir / "examples").glob("*.png")) if not p.stem.endswith("_reference")]
-    kept = [np.atleast_3d(np.asarray(Image.open(p))) for p in pictures]
-    if kept and all(one.shape[2] == run.channels for one in kept):
+    mode = {1: "L", 3: "RGB"}.get(run.channels)  # the pictures of grey images have colours
+    if kept := [np.atleast_3d(np.array(Image.open(p).convert(mode))) for p in pictures if mode]:
         found, what = kept, f"the {len(kept)} pictures in the run, {lost}"
     with suppress(UsageError, OSError):
         image_set = opened(config)[1]
@@ -241,7 +241,9 @@ def _write_graph(path: Path, form: str, network: torch.nn.Module, facts: dict[st
 
 
 def _write_pt2(path: Path, program: torch.export.ExportedProgram, facts: Mapping[str, Any]) -> Function:
-    torch.export.save(program, path, extra_files={METADATA: json.dumps(facts)})
+    content = io.BytesIO()  # a file that torch cannot write would end the process
+    torch.export.save(program, content, extra_files={METADATA: json.dumps(facts)})
+    path.write_bytes(content.getvalue())
     return torch.export.load(path).module()
 
 

@@ -40,7 +40,12 @@ def placed(path: Path) -> Iterator[Path]:
         raise UsageError(f"{path} cannot be written ({error.strerror}): choose another -o") from error
     with beside as folder:
         made = Path(folder, full.name)
-        yield made
+        try:
+            yield made
+        except OSError as error:
+            if error.filename is None:  # the disk is full
+                raise UsageError(f"{path} cannot be written ({error.strerror}): choose another -o") from error
+            raise
         if made.is_dir() and path.is_dir() and not any(path.iterdir()):
             for child in made.iterdir():  # into the empty folder, which may be the current one
                 os.replace(child, path / child.name)

@@ -140,6 +140,16 @@ def test_onnx_gives_the_probabilities_of_the_run(run_dir: Path, tmp_path: Path, 
     assert b"site-packages" not in path.read_bytes()
 
 
+def test_without_its_data_the_pictures_of_a_run_are_compared(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def gone(config: object) -> None:
+        raise UsageError("no data")
+
+    monkeypatch.setattr("segexp.inference.export.opened", gone)
+    assert "pictures in the run" in export(run_dir, "safetensors", False, tmp_path / "a.safetensors")["checked_on"]
+
+
 class Small(torch.nn.Module):
     """Two convolutions around a hidden activation, and a head."""
 

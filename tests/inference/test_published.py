@@ -1,5 +1,6 @@
 """Files and folders that never replace others."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -39,3 +40,9 @@ def test_what_other_folders_hold_is_not_read(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read"))
     with pytest.raises(UsageError, match="other content"):
         put(tmp_path / "theirs", "a")
+
+
+def test_a_full_disk_is_one_line_that_names_the_option(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"cannot be written \(No space left.*-o"), placed(tmp_path / "x"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not [*tmp_path.iterdir()]

@@ -159,7 +159,7 @@ def test_a_study_gives_its_best_arm_and_an_ensemble_its_mean(tmp_path: Path, cap
     chosen: tuple[str, ...] = ("--arm", "activation=arctan")
     said = predicted(capsys, study, root / "images" / "i00.png", "-o", tmp_path / "arctan", *chosen).out
     assert f"network: {best}" in said
-    assert mentions(said, f"seed {runs[best]['config']['seed']} of 2")
+    assert mentions(said, f"seed {runs[best]['config']['seed']}, of 2 runs")
     chosen += ("--ensemble", "seeds", "--probabilities")
     image = root / "images" / f"{ids_of_test(best)[0]}.png"
     predicted(capsys, study, image, "-o", tmp_path / "all", *chosen)

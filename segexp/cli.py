@@ -23,6 +23,7 @@ examples:
   segexp train dataset=folder dataset.root=~/my_images trainer.epochs=20
   segexp train --plugin my_parts.py hidden_activation=mine
   segexp list activations
+  segexp predict outputs/mine ~/new_images -o masks
 
 `segexp <command> --help` shows the arguments of a command.
 Exit codes: 0 done, 1 a run failed or diverged, 2 bad usage, 130 interrupted.

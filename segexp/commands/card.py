@@ -19,7 +19,7 @@ examples:
 
 def parser() -> Parser:
     parser = Parser("card", EPILOG)
-    parser.add_argument("path", type=Path, metavar="RUN_DIR|STUDY")
+    parser.add_argument("path", type=Path, metavar="RUN_DIR|STUDY", help="a finished run, or a study")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the folder of the card")
     return parser
 

@@ -43,7 +43,7 @@ def parser() -> Parser:
     parser = Parser("data", EPILOG)
     add = parser.add_argument
     add("action", choices=tuple(ACTIONS), metavar="ACTION", help=", ".join(ACTIONS))
-    add("names", nargs="*", metavar="NAME", complete=_names, help="data sets; check: one, and options of a run")
+    add("names", nargs="*", metavar="NAME", complete=_names, help="data sets; check, export: one, and options of a run")
     add("--older", type=float, metavar="DAYS", help="clear: only what was not used for so many days")
     add("--json", action="store_true", help="list, check: everything, as JSON")
     add("-o", "--out", type=Path, metavar="PATH", help="check: the contact sheet (NAME-check.png); export: the folder")

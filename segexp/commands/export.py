@@ -21,8 +21,8 @@ examples:
 def parser() -> Parser:
     parser = Parser("export", EPILOG)
     add = parser.add_argument
-    add("run_dir", type=Path, metavar="RUN_DIR")
-    add("--format", required=True, choices=("onnx", "pt2", "safetensors", "smp"), help="of the file")
+    add("run_dir", type=Path, metavar="RUN_DIR", help="a finished run")
+    add("--format", required=True, choices=("onnx", "pt2", "safetensors", "smp"), help="what to write (see below)")
     add("--with-head", action="store_true", help="include normalisation and output activation (onnx, pt2)")
     add("-o", "--out", type=Path, metavar="PATH", help="file, or folder of smp (default: RUN.FORMAT)")
     return parser

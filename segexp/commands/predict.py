@@ -30,7 +30,7 @@ def parser() -> Parser:
     tile = "predict tiles of N x N pixels, for images that exceed the memory; for dataset.fit=pad"
     add("run", type=Path, metavar="RUN_DIR|STUDY", help="a finished run, or a study to choose one from")
     add("images", type=Path, nargs="+", metavar="PATH", help="images and volumes, or folders of them")
-    add("-o", "--out", type=Path, required=True, metavar="DIR", help="a new folder for the masks, or one to go on with")
+    add("-o", "--out", type=Path, required=True, metavar="DIR", help="folder of the masks, new or of an earlier call")
     add("--arm", metavar="KEY=VALUE", action="append", help=arm)
     add("--ensemble", choices=("seeds",), help="average all seeds of the arm, or of RUN_DIR's siblings")
     add("--tta", action="store_true", help="average the predictions of the image and its mirror images")

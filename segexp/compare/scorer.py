@@ -40,7 +40,7 @@ def own_scores(runs: Iterable[Run]) -> dict[str, Score]:
             if repr(known) != repr(score):  # NaN is not equal to itself
                 both = f"{run.run_id} ({run.path}) and {other.run_id} ({other.path})"
                 one = name.removeprefix(OWN)
-                raise UsageError(f"the score {one} has other facts in the runs {both}: compare apart")
+                raise UsageError(f"the score {one} has other facts in the runs {both}: compare them separately")
     return {name: score for name, (_, score) in found.items()}
 
 

@@ -64,7 +64,7 @@ def load(paths: Sequence[Path], split: str = "test", columns: str | None = None,
     if len(own) == len(paths) and not (columns or paired):
         return tables.load(paths, split)
     if own:
-        wrong = "is no table of another program: compare it apart, without --columns and --paired"
+        wrong = "is no table of another program: compare it separately, without --columns and --paired"
         raise UsageError(f"{own[0]} {wrong if own[0].exists() else 'does not exist; check the path'}")
     given = columns_in(columns)
     read = [_nnunet(path) if _summaries(path) else read_table(path, [*given.values()]) for path in paths]
@@ -199,14 +199,16 @@ def loaded(sources: Sequence[Source], paired: bool = False) -> tables.Loaded:
     first = sources[0]
     for other in sources:
         if (other.keys, {*other.frame}) != (first.keys, {*first.frame}):
-            raise UsageError(f"{first.path} and {other.path} have other columns of arms or scores: compare them apart")
+            raise UsageError(
+                f"{first.path} and {other.path} differ in columns of arms or scores: compare them separately"
+            )
     texts = pd.concat([source.frame for source in sources])
     if paired and "seed" not in texts:
         raise UsageError("--paired: there is no column of seeds to pair; name it with --columns seed=COLUMN")
     counted = {*_COUNTS} <= {*texts}
     scores = {score.name: score for score in (*(SCORES[name] for name in _OF_COUNTS if counted), *first.scores)}
     frame = _with_numbers(texts, scores, counted)
-    _refuse_two(frame, [*_RUN, "image", "class"], "", "remove one, or name the column that tells them apart")
+    _refuse_two(frame, [*_RUN, "image", "class"], "", "remove one, or name the column in which they differ")
     _refuse_two(frame, _IMAGE, "group", "give the image one group")
     if counted:
         _refuse_two(frame, [*_IMAGE, "class"], "n_gt", "score all arms on the same references (n_gt = tp + fn)")

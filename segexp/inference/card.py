@@ -163,7 +163,8 @@ def _of_run(scored: Run, run: Run, folder: Path) -> Parts:
         limits = ""
         if score.name in METRICS and score.per_image:
             found = one_sample(Scorer(METRICS[score.name], summary["empty_policy"]).values([scored]).values_KU[0])
-            limits = f"{shown_score(found.low)} to {shown_score(found.high)}"
+            low, high = max(found.low, 0.0), min(found.high, score.highest)  # a t interval knows no bounds
+            limits = f"{shown_score(low)} to {shown_score(high)}"
         value = shown_score(summary[score.name])
         rows.append({"test score": label_of(score, summary, run.config), "value": value, "95 % interval": limits})
     tuned = facts["threshold_tuned"]

@@ -137,6 +137,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_results_of_others(home)
     shutil.copytree(home / "DIR" / "images", home / "new_images")
     Image.fromarray(np.tile(np.arange(96, dtype=np.uint8), (80, 1))).save(home / "slide.tif")
+    (home / "conclusions.md").write_text("# Conclusions\n", encoding="utf-8")
     tiny = tiny_overrides(["dataset=folder"])
     binary = ["dataset=folder", "dataset.root=DIR", "dataset.fit=pad", *tiny]
     classes = ["dataset=folder", "dataset.root=CLASSES", "dataset.mask_coding=index", "dataset.num_classes=3", *tiny]

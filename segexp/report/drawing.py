@@ -34,7 +34,7 @@ MAX_ROWS = 40
 """Rows of a forest plot; its table has all."""
 
 MAX_LINES = 12
-"""Arms of one panel: more lines cannot be told apart."""
+"""Arms of one panel: more lines look alike."""
 
 MAX_VECTORS = 800
 """Points that are drawn one by one; more of them are rasterised, to keep files small."""

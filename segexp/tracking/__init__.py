@@ -38,8 +38,9 @@ def track(run_dir: Path, names: Sequence[str]) -> Callable[[], list[str]]:
         try:
             with entered(run_dir, FOLDER, make=True) as folder, folder.open(f"{name}.log", "w+b") as log:
                 process = Popen(words, stdin=PIPE, stdout=log, stderr=log, start_new_session=True)
-                while process.poll() is None and not over.wait(0.5):
-                    pass
+                while process.poll() is None:
+                    if over.wait(0.5):
+                        break
                 try:
                     process.communicate(timeout=LIMIT_SECONDS)  # closes stdin
                 except TimeoutExpired:

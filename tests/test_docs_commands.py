@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import medical
@@ -26,6 +27,7 @@ NOT_RUN = {
     "tracking=": "needs TensorBoard and MLflow (tests/tracking)",
     "--trials": "needs Optuna (tests/sweep/test_tune.py)",
 }
+NOT_RUN |= {} if find_spec("onnxscript") else {"--format onnx": "needs segexp[onnx]"}
 """Part of a line -> why it is not run here. `test_every_line_is_understood` parses and composes these lines too."""
 
 ELSEWHERE = ("docs/tutorial.md",)

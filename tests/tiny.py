@@ -40,6 +40,10 @@ MODEL_NEEDS: dict[str, tuple[str, ...]] = {
 """What some architectures need beside the defaults, to be composed with any of their options."""
 
 
+PRINT_PEAK_KIB = 'print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])'
+"""Code for a Linux process that tests start. Its ru_maxrss would begin with the peak of the process of the tests."""
+
+
 def tiny_config(outputs: Path, *overrides: str) -> Config:
     """The configuration of a tiny run, composed as the jobs of a sweep are: each choice of groups once."""
     with hydra_session() as extra:

@@ -1,8 +1,9 @@
 """`segexp bench activations`: time and memory of hidden activations on this machine."""
 
 import argparse
-import logging
 import math
+import time
+import timeit
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,19 +189,17 @@ def _seconds(
     """Seconds per call forward and backward, after warm-up calls; ``gradient`` is the gradient of the output."""
     import torch
 
-    # Timer imports what compiles extensions, which warns where CUDA is installed and there is no GPU.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    try:
-        from torch.utils.benchmark import Timer
-    except ModuleNotFoundError as error:  # older torch takes setuptools for granted
-        raise UsageError(f"torch {torch.__version__} measures with {error.name}: pip install {error.name}") from None
+    def clock() -> float:
+        if x.is_cuda:  # whose work goes on after the call
+            torch.cuda.synchronize(x.device)
+        return time.perf_counter()
 
-    known = {"module": module, "x": x, "y": module(x), "inputs": [x, *module.parameters()], "gradient": gradient}
-    threads = torch.get_num_threads()
-    forward, backward = (
-        Timer(statement, globals=known, num_threads=threads).timeit(number).mean
-        for statement, number in zip(STATEMENTS, calls, strict=True)
-    )
+    known = {"torch": torch, "module": module, "x": x, "gradient": gradient}
+    known |= {"y": module(x), "inputs": [x, *module.parameters()]}
+    timers = [timeit.Timer(statement, timer=clock, globals=known) for statement in STATEMENTS]
+    for timer in timers:
+        timer.timeit(2)
+    forward, backward = (timer.timeit(number) / number for timer, number in zip(timers, calls, strict=True))
     return forward, backward
 
 

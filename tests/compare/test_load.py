@@ -18,6 +18,7 @@ import pytest
 from fabricated import sealed
 from made_scores import N_GT, drawn, edit_record, make_arm, make_pair, make_run, only
 from messages import mentions, one_mentions
+from tiny import PRINT_PEAK_KIB
 
 from segexp import cli
 from segexp.compare.result import Result
@@ -433,8 +434,8 @@ def test_ten_thousand_runs_are_compared_in_time(tmp_path: Path):
             make_arm(study, f"a{a}" if a else "sigmoid", dice_KN, more | {"loss.name": f"l{loss}"}, f"{loss}x")
         before = time.perf_counter()
         code = (
-            "import resource, sys; from segexp.cli import main; main(['compare', sys.argv[1], '--json']);"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+            "import sys; from segexp.cli import main; main(['compare', sys.argv[1], '--json']);"
+            f"{PRINT_PEAK_KIB[:-1]}, file=sys.stderr)"
         )
         seen = subprocess.run([sys.executable, "-c", code, str(study)], capture_output=True, text=True, check=True)
         spent[seeds] = time.perf_counter() - before

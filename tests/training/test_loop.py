@@ -6,6 +6,8 @@ Checkpoints are whole or not there, and hold nothing that could run.
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from segexp.records import read_table
 from segexp.running import prepare
 from segexp.running.build import initial_network
 from segexp.training.checkpoint import load_checkpoint, save_checkpoint
-from segexp.training.loop import EpochSums, begin, first_bad_layer, train_step
+from segexp.training.loop import EpochSums, begin, first_bad_layer, peak_memory_mib, train_step
 
 READS = ("_local_scalar_dense", "nonzero", "_to_copy", "is_nonzero", "unique", "equal")
 """Operators that make the host wait for the device, or copy between the two."""
@@ -196,3 +198,14 @@ def test_a_damaged_checkpoint_is_named_and_code_in_one_is_not_run(tmp_path: Path
     with pytest.raises(UsageError, match=r"b\.pt"):
         load_checkpoint(tmp_path / "b.pt", CPU, "")
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.slow
+def test_the_peak_of_memory_is_that_of_this_process_alone() -> None:
+    """A process that starts another hands it its own peak: a run of a sweep recorded that of its scheduler."""
+    child = "import torch; from segexp.training.loop import peak_memory_mib as p; print(p(torch.device('cpu')))"
+    parent = "import numpy, subprocess, sys; numpy.ones(2**28); subprocess.run([sys.executable, *sys.argv[1:]])"
+    seen = subprocess.run([sys.executable, "-c", parent, "-c", child], capture_output=True, text=True, check=True)
+    assert 100 < float(seen.stdout) < 2 * 2**10
+    big = torch.ones(2**28)
+    assert peak_memory_mib(big.device) > 2**10

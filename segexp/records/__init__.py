@@ -36,9 +36,12 @@ csv.field_size_limit(2**24)  # characters of a cell
 SCHEMA_VERSION = 1
 """Version of the files of a run directory. Older versions stay readable."""
 
-NUMERICS = 1
+NUMERICS = 2
 """Version of the numbers: raised when the same configuration and seed give other results. run.json names it in
-``numerics``; a record without that key has version 1."""
+``numerics``; a record without that key has version 1.
+
+2: log-odds and losses by other formulas, memory format by a rule, augmentation of whole batches.
+"""
 
 
 def typed(kind: type, names: str) -> dict[str, type]:

@@ -23,7 +23,7 @@ import segexp
 from segexp.config.compose import compose, hydra_session
 from segexp.data.batches import batches_of, epoch_order
 from segexp.errors import TakenOverError, UsageError
-from segexp.records import COLUMNS, owned, read_table
+from segexp.records import COLUMNS, NUMERICS, owned, read_table
 from segexp.records.owned import host
 from segexp.records.process import ownership, read_environment, signal_handlers
 from segexp.running import build, finalize, prepare, threads_begun_with
@@ -180,13 +180,13 @@ def test_a_run_of_other_numerics_can_be_restarted(
     record = json.loads((copied / "run.json").read_text())
     (copied / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
     for module in ("records", "config.canonical", "running", "running.execute"):
-        monkeypatch.setattr(f"segexp.{module}.NUMERICS", 2)
+        monkeypatch.setattr(f"segexp.{module}.NUMERICS", NUMERICS + 1)
     with pytest.raises(UsageError, match=rf"{copied}.*resume=restart.*segexp {record['versions']['segexp']}"):
         tiny_run(tmp_path, *AS_FINISHED)
     second = tiny_run(tmp_path, *AS_FINISHED, "resume=restart").run_dir
     assert second != copied
     assert copied.with_name(f"{copied.name}.old1").exists()
-    assert json.loads((second / "run.json").read_text())["numerics"] == 2
+    assert json.loads((second / "run.json").read_text())["numerics"] == NUMERICS + 1
     assert tiny_run(tmp_path, *AS_FINISHED).skipped
 
 

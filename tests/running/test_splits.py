@@ -12,7 +12,7 @@ from tiny import TINY, no_figures, write_pairs
 from segexp import cli
 from segexp.config.compose import compose_job, hydra_session, recorded_config, typed_of
 from segexp.errors import REFUSED, UsageError
-from segexp.records import flatten, read_run, read_table, write_json
+from segexp.records import NUMERICS, flatten, read_run, read_table, write_json
 from segexp.running import RunSpec, config_yaml, prepare
 from segexp.running.execute import execute
 from segexp.sweep.plan import make_plan, resume_plan
@@ -53,8 +53,8 @@ def record(spec: RunSpec, status: str = "done", old: bool = False) -> Path:
     tree = yaml.safe_load(config_yaml(spec.config))
     tree["split"] = {k: v for k, v in tree["split"].items() if k not in later}
     (spec.run_dir / "config.yaml").write_text(yaml.safe_dump(tree))
-    content = {"schema_version": 1, "status": status, "run_id": spec.run_id, "identity": spec.identity}
-    shas = {"dataset_sha": spec.dataset_sha, "split_sha": spec.split_sha}
+    content = {"schema_version": 1, "numerics": NUMERICS, "status": status, "run_id": spec.run_id}
+    shas = {"identity": spec.identity, "dataset_sha": spec.dataset_sha, "split_sha": spec.split_sha}
     write_json(spec.run_dir / "run.json", content | shas | {"config": config})
     return spec.run_dir
 

@@ -1,6 +1,7 @@
 """The command line: what it refuses and how, and its commands from words to exit codes."""
 
 import importlib.metadata
+import importlib.util
 import io
 import json
 import logging
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -432,7 +434,7 @@ def test_doctor(capsys: Captured) -> None:
 
 
 def test_doctor_survives_what_is_broken_or_missing(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    checks = ["_torch", "_vision", "_network_library", "_device", "_configs"]
+    checks = ["_torch", "_vision", "_device", "_configs"]
     for name in checks:
 
         def fails() -> Iterator[doctor.Finding]:
@@ -443,15 +445,30 @@ def test_doctor_survives_what_is_broken_or_missing(capsys: Captured, monkeypatch
         monkeypatch.setattr(doctor, name, fails)
     version = importlib.metadata.version
 
-    def without_scipy(name: str) -> str:
+    def other(name: str) -> str:
         if name == "scipy":
             raise importlib.metadata.PackageNotFoundError(name)
-        return version(name)
+        return "0.1" if name == "timm" else version(name)
 
-    monkeypatch.setattr(importlib.metadata, "version", without_scipy)
+    monkeypatch.setattr(importlib.metadata, "version", other)
     assert cli.main(["doctor", "--json"]) == 1
     bad = {f["what"]: f for f in json.loads(capsys.readouterr().out) if f["state"] == "bad"}
-    assert set(bad) == {"scipy", *(name.strip("_") for name in checks)}
+    assert set(bad) == {"scipy", "timm", *(name.strip("_") for name in checks)}
     assert bad["scipy"]["cure"] == "pip install 'scipy>=1.13'"
+    assert bad["timm"]["detail"].startswith("0.1 ")
     assert bad["torch"]["detail"] == "RuntimeError: operator torchvision::nms does not exist"
     assert all(f["cure"] for f in bad.values())
+
+
+@pytest.mark.parametrize("library", [b"", b"no library"], ids=["without operators", "of another torch"])
+def test_doctor_loads_the_operators_of_torchvision(
+    library: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [found.state for found in doctor._vision()] == ["ok"]
+    if library:
+        (tmp_path / "_C.so").write_bytes(library)
+    spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    (found,) = doctor._vision()
+    assert (found.what, found.state) == ("torchvision", "bad")
+    assert "torchvision" in found.cure

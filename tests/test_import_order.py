@@ -9,10 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fabricated import record_of
+from made_scores import make_pair
+from tiny import TINY, tiny_config
 
 import segexp
 from segexp.commands import COMMANDS
 from segexp.commands.list import KINDS
+from segexp.running import prepare
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "segexp"
@@ -182,14 +186,10 @@ def test_the_scan_lets_these_pass(source: str):
     assert forbidden(ast.parse(source)) == []
 
 
-LIGHT_KINDS = [kind for kind in KINDS if kind != "backbones"]
-
 LIGHT: dict[str, list[list[str]]] = {
     "the command line": [["--help"], ["--version"], ["trian"], ["completion", "bash"]],
     "every help": [[name, "--help"] for name in COMMANDS],
-    "every list but that of backbones": [
-        ["list", kind, *form] for kind in LIGHT_KINDS for form in ([], ["--json"], ["--markdown"])
-    ],
+    "every list": [["list", kind, *form] for kind in KINDS for form in ([], ["--json"], ["--markdown"])],
     "completion": [
         ["__complete", "tr"],
         ["__complete", "act", "train"],
@@ -211,7 +211,10 @@ LIGHT: dict[str, list[list[str]]] = {
 }
 """Commands that answer at once, those of a group in one process."""
 
-SLOW_LIBRARIES = (*HEAVY, "numpy", "pandas", "scipy", "matplotlib", "hydra", "omegaconf", "PIL")
+SLOW_LIBRARIES = (
+    *(*HEAVY, "torch._dynamo", "numpy", "pandas", "scipy", "scipy.stats", "scipy.optimize", "matplotlib", "hydra"),
+    *("omegaconf", "PIL", "jinja2"),
+)
 
 PROBE = f"""
 import json, sys
@@ -255,10 +258,34 @@ def test_what_must_be_quick_imports_no_large_library(group: str, run_dir: Path):
         assert (words, code, imported) == (words, expected, [])
 
 
+def test_compare_imports_what_it_needs(tmp_path: Path):
+    """A test over several data sets, which few comparisons have, needs the second that scipy.stats takes."""
+    make_pair(tmp_path, n_seeds=3, n_images=6)
+    ((_, code, imported),) = probe([["compare", str(tmp_path)]], tmp_path)
+    assert (code, imported) == (0, ["numpy", "pandas", "scipy"])
+
+
+def test_a_finished_run_is_reported_without_torch(tmp_path: Path):
+    spec = prepare(tiny_config(tmp_path))
+    config = dict.fromkeys(("metrics.empty_policy",), "reference")
+    record = record_of(spec.run_id, "done", config, identity=spec.identity)
+    spec.run_dir.mkdir(parents=True)
+    summary = {"dice": 0.5, "activation": "sigmoid", "best_epoch": 1, "epochs": 2}
+    (spec.run_dir / "run.json").write_text(json.dumps(record | {"summary": summary}))
+    ((_, code, imported),) = probe([["train", *TINY, f"outputs={tmp_path}"]], tmp_path)
+    assert (code, set(imported) & {*HEAVY, "matplotlib"}) == (0, set())
+
+
+def test_the_doctor_imports_torch_alone(tmp_path: Path):
+    ((_, _, imported),) = probe([["doctor"]], tmp_path)
+    assert set(imported) & {*HEAVY, "torch._dynamo"} == {"torch"}
+
+
 @pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.parametrize("line", [
-    "--help", "list activations", "list datasets", "completion bash", "__complete loss=dice,j train", "show RUN",
+    "--help", "list activations", "list datasets", "list backbones", "completion bash", "show RUN",
+    "__complete loss=dice,j train",
 ])  # fmt: skip
 def test_what_must_be_quick_takes_less_than_half_a_second(line: str, run_dir: Path):
     words = line.replace("RUN", str(run_dir)).split()

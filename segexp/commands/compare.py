@@ -5,9 +5,13 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segexp.commands import Parser, add_comparison_arguments, claims_of, compared, names_of
 from segexp.errors import DONE, UsageError, printable
+
+if TYPE_CHECKING:
+    from segexp.compare.result import Answer, Block, Result
 
 EPILOG = """\
 PATH is a run directory, a study, an outputs folder, or runs.csv of `segexp collect` with images.csv beside it. Several
@@ -86,7 +90,6 @@ def _comparison(options: argparse.Namespace) -> int:
     if questions and options.form == "csv":
         raise UsageError("--csv --questions: --csv is only the table of comparisons; use --json for secondary analyses")
 
-    from segexp.compare.questions import answers_of
     from segexp.records.foreign import is_foreign
     from segexp.report.formats import as_json, as_latex, as_markdown, as_text, comparisons_csv, warnings_of
 
@@ -99,8 +102,7 @@ def _comparison(options: argparse.Namespace) -> int:
     if options.form == "csv":
         print(comparisons_csv(result), end="")
         return DONE
-    found = [(block, answers_of(block, questions, result.split, result.metric)) for block in result.blocks]
-    answers = [(block, of_block) for block, of_block in found if of_block]
+    answers = _answers(result, questions) if questions else []
     printed = {"json": as_json, "markdown": as_markdown, "latex": as_latex}.get(options.form, as_text)
     print(printed(result, answers), end="")
     return DONE
@@ -117,6 +119,14 @@ def _questions(text: str | None) -> list[str]:
         if name not in QUESTIONS:
             raise UsageError(QUESTIONS.unknown(name, [*QUESTIONS, "all"]))
     return names
+
+
+def _answers(result: "Result", questions: Sequence[str]) -> "list[tuple[Block, tuple[Answer, ...]]]":
+    """The secondary analyses of each block that has run directories."""
+    from segexp.compare.questions import answers_of
+
+    found = [(block, answers_of(block, questions, result.split, result.metric)) for block in result.blocks]
+    return [(block, of_block) for block, of_block in found if of_block]
 
 
 def _claims(options: argparse.Namespace) -> int:

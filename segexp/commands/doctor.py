@@ -1,10 +1,10 @@
 """`segexp doctor`: versions, devices and libraries, with a cure for each problem."""
 
 import platform
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 import segexp
@@ -44,7 +44,7 @@ def findings() -> list[Finding]:
         Finding("segexp", "ok", f"{segexp.__version__}, Python {platform.python_version()}, {platform.platform()}")
     ]
     # A broken library can raise any exception, which is reported as a finding.
-    for check in (_libraries, _torch, _vision, _network_library, _device, _configs):
+    for check in (_libraries, _torch, _vision, _device, _configs):
         try:
             found += list(check())
         except Exception as error:
@@ -55,17 +55,22 @@ def findings() -> list[Finding]:
 
 
 def _libraries() -> Iterator[Finding]:
-    """What segexp requires; torch and its libraries have checks of their own."""
+    """What segexp requires, in which versions. Nothing is imported here: some of them take longer than torch."""
     from importlib import metadata
 
-    for requirement in metadata.requires("segexp") or []:
-        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
-        if "extra ==" in requirement or name in ("torch", "torchvision", "segmentation-models-pytorch"):
+    from packaging.requirements import Requirement
+
+    for requirement in map(Requirement, metadata.requires("segexp") or []):
+        name, cure = requirement.name, f"pip install '{requirement}'"
+        if "extra ==" in str(requirement.marker) or name in ("torch", "torchvision"):  # they have checks of their own
             continue
         try:
-            yield Finding(name, "ok", metadata.version(name))
+            version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield Finding(name, "bad", "not installed", f"pip install '{requirement}'")
+            yield Finding(name, "bad", "not installed", cure)
+            continue
+        fits = requirement.specifier.contains(version, prereleases=True)
+        yield Finding(name, "ok", version) if fits else Finding(name, "bad", f"{version} is another version", cure)
 
 
 def _torch() -> Iterator[Finding]:
@@ -81,28 +86,24 @@ def _torch() -> Iterator[Finding]:
 
 
 def _vision() -> Iterator[Finding]:
-    """torchvision that was built for another torch fails when it registers its operators."""
+    """The operators of a torchvision that was built for another torch cannot be loaded."""
+    from importlib import metadata, util
+
+    import torch
+
+    cure = "install both from the same index: pip install --force-reinstall torch torchvision"
+    found = util.find_spec("torchvision")  # importing it takes longer than torch
+    files = Path(found.origin).parent.glob("_C*") if found and found.origin else ()
+    operators = [path for path in files if path.suffix != ".py"]
     try:
-        import torchvision
-        from torchvision.ops import nms  # noqa: F401
-    except (ImportError, RuntimeError) as error:
-        import torch
-
+        for path in operators:
+            torch.ops.load_library(path)
+    except OSError as error:
         detail = f"does not match torch {torch.__version__}: {first_line(error)}"
-        cure = "install both from the same index: pip install --force-reinstall torch torchvision"
         yield Finding("torchvision", "bad", detail, cure)
-        return
-    yield Finding("torchvision", "ok", torchvision.__version__)
-
-
-def _network_library() -> Iterator[Finding]:
-    import segmentation_models_pytorch as smp
-    import timm
-
-    from segexp.models.architectures import encoder_names
-
-    what = f"{smp.__version__}, timm {timm.__version__}, {len(encoder_names())} encoders"
-    yield Finding("segmentation-models-pytorch", "ok", what)
+    else:
+        known = Finding("torchvision", "ok", metadata.version("torchvision"))
+        yield known if operators else Finding("torchvision", "bad", "not installed, or without its operators", cure)
 
 
 def _device() -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from segexp.commands import Parser
 from segexp.data import adapters
 from segexp.errors import DONE, UsageError
 from segexp.losses import LOSSES, Loss, fits
-from segexp.models.architectures import ARCHITECTURES, Architecture, Pixels, buildable, encoder_names, swap_closes
+from segexp.models.architectures import ARCHITECTURES, Architecture, Pixels, buildable, swap_closes
 from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records.formatting import json_table, markdown_table, text_table
 from segexp.registry import REGISTRIES, REQUIRED, Option, nearest
@@ -240,15 +240,14 @@ def _pixels(number: Pixels, entry: Architecture) -> str:
 
 
 def _backbones() -> Rows:
-    seen = buildable()
     return [
         {
             "name": name,
             "use": f"backbone.name={name}",
             "hidden_activations_replaced": swap_closes(name),
-            "models": list(seen.get(name, ())),
+            "models": list(models),
         }
-        for name in [*encoder_names(), *(name for name in seen if name.startswith("tu-"))]
+        for name, models in buildable().items()
     ]
 
 

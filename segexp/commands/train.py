@@ -183,10 +183,14 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 def _run(config: "Config") -> "Outcome":
     from segexp.records.process import set_wait
-    from segexp.running import prepare
+    from segexp.running import finished_before, prepare
 
     waiting = set_wait(config.trainer.wait, config.trainer.threads)  # before torch is loaded
     spec = prepare(config)
+    finished = finished_before(spec)
+    if finished and not (spec.run_dir / "lock").exists():  # else `execute` tidies up; torch takes a second to load
+        _announce(spec)
+        return finished
     print(waiting)
     _announce(spec)
     from segexp.running.execute import execute

@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import PermutationMethod, rankdata, wilcoxon
 
 from segexp.compare.result import ALPHA, Block, Interval, Metric, OverDatasets, Ranks
 from segexp.compare.statistics import NO_TEST, finite, holm, one_sample, prediction
@@ -47,6 +46,8 @@ def mean_ranks(scores_AD: ArrayLike, higher_is_better: bool) -> tuple[np.ndarray
 
     With few data sets no p can be small: a diagram is informative only where ``can_rank(A (A - 1) / 2, D)``.
     """
+    from scipy.stats import rankdata
+
     scores = finite(scores_AD, 2)
     ranks = rankdata(-scores if higher_is_better else scores, axis=0).mean(axis=1)
     a, b = np.triu_indices(len(scores), k=1)
@@ -58,6 +59,8 @@ def mean_ranks(scores_AD: ArrayLike, higher_is_better: bool) -> tuple[np.ndarray
 def wilcoxon_p(differences_D: np.ndarray, alternative: Literal["two-sided", "greater"] = "two-sided") -> float:
     """p of the signed rank test against 0, two-sided or for greater differences. Data sets without a difference are
     left out. Exact; with ties for up to 13 data sets."""
+    from scipy.stats import PermutationMethod, wilcoxon  # half a second to import, and few comparisons need it
+
     nonzero = differences_D[differences_D != 0]
     if len(nonzero) == 0:
         return 1.0

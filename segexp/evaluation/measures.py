@@ -10,7 +10,6 @@ that "above 0" is exact. Probabilities are not used: in float32 they round to ti
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 from segexp.activations.head import Prediction
@@ -83,6 +82,8 @@ def fit_temperature(log_odds_PK: np.ndarray, truth: np.ndarray, mode: HeadMode) 
     whether it is of the channel's class. Searched within [1/100, 100], because
     perfectly separated pixels have no finite optimum. Returns NaN without pixels.
     """
+    from scipy.optimize import minimize_scalar  # half a second to import, and a dry run needs none
+
     if len(log_odds_PK) == 0:
         return float("nan")
     if mode == "softmax":

@@ -5,7 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scipy.stats import spearmanr
+import numpy as np
+import pandas as pd
 
 from segexp.compare.formatting import signed
 from segexp.compare.questions import BANDS, Findings, Reading, band_over_runs, mean_and_sd, points_of, question
@@ -113,5 +114,4 @@ def _spearman(x: Sequence[float], y: Sequence[float]) -> tuple[float, int]:
     known = [(a, b) for a, b in zip(x, y, strict=True) if not math.isnan(a + b)]
     if len(known) < ENOUGH or any(len(set(values)) < 2 for values in zip(*known, strict=True)):
         return math.nan, len(known)
-    a, b = zip(*known, strict=True)
-    return float(spearmanr(a, b).statistic), len(known)
+    return float(np.corrcoef(pd.DataFrame(known).rank(), rowvar=False)[1, 0]), len(known)

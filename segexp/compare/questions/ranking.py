@@ -10,7 +10,6 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 from scipy.special import ndtri, stdtrit
-from scipy.stats import rankdata
 
 from segexp.compare.blocks import RunKey, are_splits, by_number
 from segexp.compare.formatting import with_unit
@@ -127,6 +126,6 @@ def bootstrap(values_AKN: np.ndarray, higher_is_better: bool, crossed: bool, wid
     # Rounded, so that identical arms are tied.
     best_BA, joint_BA = (np.round(mean_A + by * away_BA, 10) for by in (1, ndtri(1 - ALPHA / max(A * (A - 1), 2)) / z))
     best_BA = best_BA == best_BA.min(axis=1, keepdims=True)
-    ranks_BA, tail = np.sort(rankdata(joint_BA, axis=1), axis=0), int(DRAWS * ALPHA / 2)
+    ranks_BA, tail = np.sort(pd.DataFrame(joint_BA).rank(axis=1), axis=0), int(DRAWS * ALPHA / 2)
     best_A = (best_BA / best_BA.sum(axis=1, keepdims=True)).mean(axis=0)
-    return np.array([rankdata(np.round(mean_A, 10)), ranks_BA[tail], ranks_BA[-1 - tail], best_A])
+    return np.array([pd.Series(np.round(mean_A, 10)).rank(), ranks_BA[tail], ranks_BA[-1 - tail], best_A])

@@ -1,4 +1,7 @@
-"""From an image set to input tensors: resizing or padding, normalisation, augmentation, order and batches.
+"""From an image set to input tensors: resizing or padding, normalisation, order and batches.
+
+Training images stay as they are stored until a batch of them is on the device that prepares it: they are converted to
+float32, normalised and augmented there, all at once. They are kept on that device where they fit, see `resident`.
 
 ``dataset.fit`` fits images of any size to a network whose input must be divisible by its stride:
 resize: every image is resized to image_size x image_size; scoring resizes the logits back to native size.
@@ -7,18 +10,19 @@ scoring pads the whole image to the next multiple of the stride and removes the 
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
-from torchvision import tv_tensors
-from torchvision.transforms import InterpolationMode, v2
 from tqdm import tqdm
 
-from segexp.data import generator, torch_seeded
+from segexp.data import generator
+from segexp.data.augment import Augment
 from segexp.data.image_set import AugmentConfig, ImageSet, Pair
 from segexp.data.normalise import AS_STORED, Rule, ruled
 from segexp.data.store import images_of, in_memory
@@ -29,6 +33,11 @@ MapsOf = Callable[[torch.Tensor], Maps]
 
 Batch = tuple[torch.Tensor, torch.Tensor, Maps]
 """images_NCHW float32, normalised; masks_NHW int64; the maps of these masks that the loss needs, {} for most losses."""
+
+CPU = torch.device("cpu")
+
+RESIDENT = 2**30  # most bytes of training images that a run keeps in memory as they are stored
+RESIDENT_SHARE = 0.5  # of the memory of a GPU that is free before training, for the same
 
 MAPS_MEMORY = 2**30  # bytes of maps that a run keeps of training images, and again of validation images
 
@@ -50,15 +59,20 @@ class InputGeometry:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image ready for the network, with its mask at network and at native resolution.
+    """One image at the size that the network takes, with its mask at that size and at native resolution.
 
-    image_CHW: float32; 8 and 16-bit images in [0, 1], others in stored values, or as ``dataset.normalise`` made them.
-    mask_HW, native_mask_HW: uint8 classes, 255 ignored.
+    stored_CHW: uint8, uint16 or int16 as in its file; float32 if it was resized (8 and 16 bits then in [0, 1]), or as
+    ``dataset.normalise`` made it. mask_HW, native_mask_HW: uint8 classes, 255 ignored.
     """
 
-    image_CHW: torch.Tensor
+    stored_CHW: torch.Tensor
     mask_HW: torch.Tensor
     native_mask_HW: torch.Tensor
+
+    @property
+    def image_CHW(self) -> torch.Tensor:
+        """float32; 8 and 16-bit images in [0, 1], others in stored values, or as ``dataset.normalise`` made them."""
+        return _unit_range(self.stored_CHW)
 
 
 Read = Callable[[int], Sample]
@@ -73,8 +87,9 @@ class Normalisation:
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """(..., C, H, W) -> the same with mean 0 and standard deviation 1."""
-        mean, std = (image.new_tensor(v).view(-1, 1, 1) for v in (self.mean_C, self.std_C))
-        return (image - mean) / std
+        columns = (torch.tensor(v, dtype=image.dtype).view(-1, 1, 1) for v in (self.mean_C, self.std_C))
+        mean, std = (column.to(image.device, non_blocking=True) for column in columns)
+        return (image - mean).div_(std)
 
 
 def make_reader(image_set: ImageSet, fit: InputGeometry) -> Read:
@@ -100,16 +115,13 @@ def _arrays(pair: Pair, fit: InputGeometry) -> list[np.ndarray]:
 
 def _sample(arrays: Sequence[np.ndarray]) -> Sample:
     image_CHW, mask_HW, *native_HW = map(torch.from_numpy, arrays)
-    return Sample(_unit_range(image_CHW), mask_HW, native_HW[0] if native_HW else mask_HW)
+    return Sample(image_CHW, mask_HW, native_HW[0] if native_HW else mask_HW)
 
 
-def _unit_range(image_CHW: torch.Tensor) -> torch.Tensor:
+def _unit_range(image: torch.Tensor) -> torch.Tensor:
     """Unsigned integers of 8 or 16 bits to float32 in [0, 1]; other values as they are, in float32."""
-    if image_CHW.dtype == torch.uint8:
-        return image_CHW.float() / 255
-    if image_CHW.dtype == torch.uint16:
-        return image_CHW.float() / 65535
-    return image_CHW.float()
+    full = {torch.uint8: 255, torch.uint16: 65535}.get(image.dtype)
+    return image.float().div_(full) if full else image.float()
 
 
 def _fitted(image_CHW: torch.Tensor, mask_HW: torch.Tensor, fit: InputGeometry) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,68 +149,10 @@ def training_statistics(read: Read, indices: Sequence[int]) -> Normalisation:
     return Normalisation(tuple(mean.tolist()), tuple(std.tolist()))
 
 
-Augment = Callable[[torch.Tensor, torch.Tensor, int, str], tuple[torch.Tensor, torch.Tensor]]
-"""(normalised image_CHW, mask_HW, epoch, image id) -> augmented image and mask."""
-
-
-def make_augment(config: AugmentConfig, seed: int) -> Augment | None:
-    """The augmentation of a run, or None if it changes nothing.
-
-    The change of an image depends only on (seed, epoch, image id), not on workers, batches or the network. Pixels from
-    outside the image are 0, the mean of the training images, and ignored in the mask.
-    """
-    fill = {tv_tensors.Image: 0.0, tv_tensors.Mask: IGNORE}
-    steps: list[Callable[..., object]] = []
-    if config.flip_horizontal:
-        steps.append(v2.RandomHorizontalFlip(config.flip_horizontal))
-    if config.flip_vertical:
-        steps.append(v2.RandomVerticalFlip(config.flip_vertical))
-    if config.rotate_degrees or config.translate or config.scale:
-        steps.append(
-            v2.RandomAffine(
-                degrees=config.rotate_degrees,
-                translate=(config.translate, config.translate),
-                scale=(1 - config.scale, 1 + config.scale),
-                interpolation=InterpolationMode.BILINEAR,
-                fill=fill,
-            )
-        )
-    if config.elastic:
-        steps.append(v2.RandomApply([v2.ElasticTransform(alpha=30.0, sigma=5.0, fill=fill)], p=config.elastic))
-    if config.brightness or config.contrast or config.noise:
-        steps.append(_intensity(config))
-    if not steps:
-        return None
-    transform = v2.Compose(steps)
-
-    def augment(
-        image_CHW: torch.Tensor, mask_HW: torch.Tensor, epoch: int, image_id: str
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch_seeded(seed, "augment", epoch, image_id):
-            image, mask = transform(tv_tensors.Image(image_CHW), tv_tensors.Mask(mask_HW))
-        return image.as_subclass(type(image_CHW)), mask.as_subclass(type(mask_HW))
-
-    return augment
-
-
 def same_masks(config: AugmentConfig, fit: InputGeometry) -> bool:
     """Whether an image has the same mask in each epoch: only its intensities are augmented, and there is no window."""
     moved = (config.flip_horizontal, config.flip_vertical, config.rotate_degrees, config.translate, config.scale)
     return fit.how == "resize" and not any((*moved, config.elastic))
-
-
-def _intensity(config: AugmentConfig) -> Callable[..., object]:
-    """Contrast about the image's mean, shift and noise (v2's ColorJitter only supports 1 or 3 channels)."""
-
-    def change(image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        contrast, shift = (torch.rand(2) * 2 - 1).tolist()
-        mean = image.mean()
-        changed = (image - mean) * (1 + contrast * config.contrast) + mean + shift * config.brightness
-        if config.noise:
-            changed = changed + torch.randn(image.shape) * config.noise
-        return tv_tensors.Image(changed), mask
-
-    return change
 
 
 def epoch_order(indices: Sequence[int], seed: int, epoch: int) -> list[int]:
@@ -216,6 +170,23 @@ def batches_of(order: Sequence[int], batch_size: int) -> list[list[int]]:
     return batches
 
 
+def resident(read: Read, indices: Sequence[int], device: torch.device) -> tuple[Read, int]:
+    """``read`` that has these samples in the memory of the device, and their bytes; or ``read`` and 0 if they do not
+    fit: into `RESIDENT` bytes, on CUDA into the `RESIDENT_SHARE` of the memory that is free."""
+    room = torch.cuda.mem_get_info(device)[0] * RESIDENT_SHARE if device.type == "cuda" else RESIDENT
+    samples: dict[int, Sample] = {}
+    total = 0
+    for index in indices:
+        one = read(index)
+        total += one.stored_CHW.nbytes + one.mask_HW.nbytes
+        if total > room:
+            return read, 0
+        moved = (t.contiguous().to(device, copy=True) for t in (one.stored_CHW, one.mask_HW))
+        image_CHW, mask_HW = moved
+        samples[index] = Sample(image_CHW, mask_HW, mask_HW)
+    return samples.__getitem__, total
+
+
 def training_batches(
     image_set: ImageSet,
     read: Read,
@@ -226,43 +197,102 @@ def training_batches(
     batches: Sequence[Sequence[int]],
     *,
     seed: int,
+    device: torch.device = CPU,
     workers: int = 0,
     pin_memory: bool = False,
-    maps_of: MapsOf = lambda masks_NHW: {},
+    ahead: bool = False,
+    maps_of: MapsOf | None = None,
     kept: dict[int, Maps] | None = None,
 ) -> Iterator[Batch]:
-    """The batches of one epoch, prepared by ``workers`` processes: also the maps, which are of the augmented masks.
+    """The batches of one epoch, prepared on ``device``; also the maps, which are of the augmented masks.
 
+    workers: processes that read, and on the CPU also prepare. ahead: without them, a thread reads one batch ahead.
+    pin_memory: read into pinned memory, for a copy that does not wait.
     kept: the maps of earlier epochs by image, to use and to add to, where the masks are always the same.
     """
 
-    class Epoch(Dataset[Batch]):
-        def __getitem__(self, index: int) -> Batch:
-            sample = read(index)
-            image, mask = sample.image_CHW, sample.mask_HW
-            image_id = image_set.image_ids[index]
-            if fit.how == "pad":
-                image, mask = _window(image, mask, fit.size, generator(seed, "window", epoch, image_id))
-            image = normalise(image)
-            if augment is not None:
-                image, mask = augment(image, mask, epoch, image_id)
-            maps = kept.get(index) if kept else None
-            return image, mask.long(), maps or {name: map_NFHW[0] for name, map_NFHW in maps_of(mask[None]).items()}
+    def as_input(images_NCHW: torch.Tensor) -> torch.Tensor:
+        return normalise(_unit_range(images_NCHW))
 
-    loader = DataLoader(
-        Epoch(),
-        batch_sampler=list(map(list, batches)),
-        num_workers=workers,
-        pin_memory=pin_memory,
-        multiprocessing_context="fork" if workers else None,
-    )
-    for indices, batch in zip(batches, loader, strict=True):
+    def prepared(indices: Sequence[int], stored: tuple[torch.Tensor, torch.Tensor]) -> Batch:
+        images_NCHW, masks_NHW = (tensor.to(device, non_blocking=True) for tensor in stored)
+        if augment is None:
+            images_NCHW = as_input(images_NCHW)
+        else:
+            image_ids = [image_set.image_ids[i] for i in indices]
+            images_NCHW, masks_NHW = augment(images_NCHW, masks_NHW, epoch, image_ids, as_input)
+        maps: Maps = {}
+        if maps_of is not None:
+            new = (maps_of(masks_NHW[n : n + 1]) if not kept or i not in kept else {} for n, i in enumerate(indices))
+            each = [{k: v[0] for k, v in maps.items()} or (kept or {})[i] for i, maps in zip(indices, new, strict=True)]
+            maps = {name: torch.stack([of_image[name] for of_image in each]) for name in each[0]}
+        return images_NCHW, masks_NHW.long(), maps
+
+    def load(indices: Sequence[int]) -> Any:
+        stored = _stored_batch(read, fit, indices, [(seed, "window", epoch, image_set.image_ids[i]) for i in indices])
+        if device.type == "cpu":
+            return prepared(indices, stored)
+        return tuple(tensor.pin_memory() for tensor in stored) if pin_memory and ahead else stored
+
+    loaded: Iterable[Any] = map(load, batches)
+    if workers:
+        context, own = "fork", torch.Generator()  # the loader would draw from the global one
+        items = _Items(load, batches)
+        loaded = DataLoader(
+            items, None, num_workers=workers, pin_memory=pin_memory, multiprocessing_context=context, generator=own
+        )
+    elif ahead:
+        loaded = _ahead(load, batches)
+    for indices, found in zip(batches, loaded, strict=True):
+        batch = found if device.type == "cpu" else prepared(indices, found)
         if kept is not None:  # Here, because a worker process ends with the epoch.
             room = MAPS_MEMORY // sum(map_NFHW[0].nbytes for map_NFHW in batch[2].values())
             for n, index in enumerate(indices):
                 if index not in kept and len(kept) < room:
                     kept[index] = {name: map_NFHW[n].clone() for name, map_NFHW in batch[2].items()}
         yield batch
+
+
+@dataclass(frozen=True)
+class _Items(Dataset[Any]):
+    """What a function makes of each batch, for a `DataLoader`."""
+
+    load: Callable[[Sequence[int]], Any]
+    batches: Sequence[Sequence[int]]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, position: int) -> Any:
+        return self.load(self.batches[position])
+
+
+def _ahead(load: Callable[[Sequence[int]], Any], batches: Sequence[Sequence[int]]) -> Iterator[Any]:
+    """What ``load`` makes of each batch, while a thread makes the next one."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(load, batches[0])
+        for following in batches[1:]:
+            ready = coming.result()
+            coming = pool.submit(load, following)
+            yield ready
+        yield coming.result()
+
+
+def _stored_batch(
+    read: Read, fit: InputGeometry, indices: Sequence[int], streams: Sequence[tuple[Any, ...]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """images_NCHW and masks_NHW of these samples as stored, for ``fit=pad`` windows of them; where they are."""
+    pairs = []
+    for index, stream in zip(indices, streams, strict=True):
+        sample = read(index)
+        image_CHW, mask_HW = sample.stored_CHW, sample.mask_HW
+        if fit.how == "pad":
+            image_CHW, mask_HW = _window(image_CHW, mask_HW, fit.size, generator(*stream))
+        pairs.append((image_CHW, mask_HW))
+    if len({image_CHW.dtype for image_CHW, _ in pairs}) > 1:  # some were resized, or files have 8 and 16 bits
+        pairs = [(_unit_range(image_CHW), mask_HW) for image_CHW, mask_HW in pairs]
+    images, masks = zip(*pairs, strict=True)
+    return torch.stack(images).contiguous(), torch.stack(masks)
 
 
 def _window(
@@ -281,7 +311,9 @@ def _padded(image_CHW: torch.Tensor, mask_HW: torch.Tensor, size: tuple[int, int
     below, right = size[0] - mask_HW.shape[0], size[1] - mask_HW.shape[1]
     if below == 0 and right == 0:
         return image_CHW, mask_HW
-    image = F.pad(image_CHW.unsqueeze(0), (0, right, 0, below), mode="replicate")[0]
+    height, width = mask_HW.shape
+    rows, columns = (torch.arange(n, device=mask_HW.device) for n in size)
+    image = image_CHW[:, rows.clamp_(max=height - 1).unsqueeze(1), columns.clamp_(max=width - 1)]
     return image, F.pad(mask_HW, (0, right, 0, below), value=IGNORE)
 
 

@@ -14,14 +14,15 @@ import torch.nn.functional as F
 from segexp.activations.head import Head, PriorBias, learn_options, learned_options, make_head, prior_bias
 from segexp.activations.output import OUTPUT_ACTIVATIONS, logit_channels, slope_of
 from segexp.config import Config, mode_of, params
+from segexp.data.augment import make_augment
 from segexp.data.batches import (
     InputGeometry,
     Normalisation,
     Read,
     ScoringBatch,
     epoch_order,
-    make_augment,
     make_reader,
+    resident,
     same_masks,
     scoring_batches,
     scoring_maps,
@@ -250,8 +251,16 @@ def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
     of_masks = functools.partial(maps_of, functions, classes=foreground, overlapping=config.dataset.overlapping)
     kept = scoring_maps(scorer.read, of_masks)
     augment = make_augment(config.augment, config.seed)
-    images = (image_set, scorer.read, scorer.geometry, scorer.normalise, augment)
-    options: Any = {"workers": config.trainer.workers, "pin_memory": scorer.device.type == "cuda", "maps_of": of_masks}
+    # Maps are computed on the CPU, so masks that need some are augmented there, by processes if asked.
+    device = torch.device("cpu") if functions else scorer.device
+    read, resident_bytes = resident(scorer.read, spec.split["train"], device)
+    images = (image_set, read, scorer.geometry, scorer.normalise, augment)
+    on_cpu = device.type == "cpu"
+    options: Any = {"device": device, "ahead": not on_cpu and not resident_bytes}
+    options["workers"] = config.trainer.workers if on_cpu or not resident_bytes else 0
+    options["pin_memory"] = scorer.device.type == "cuda"
+    if functions:
+        options["maps_of"] = of_masks
     if functions and same_masks(config.augment, scorer.geometry):
         options["kept"] = {}
     batches = functools.partial(training_batches, *images, seed=config.seed, **options)

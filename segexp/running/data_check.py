@@ -123,6 +123,7 @@ def _repeated(facts: PairFacts, indices: list[int]) -> list[tuple[int, int, bool
 def contact_sheet(found: DataCheck, path: Path) -> None:
     """Write a PNG of some images of each part, with their masks; of training also as it sees them in two epochs."""
     from segexp.data import batches
+    from segexp.data.augment import make_augment
     from segexp.data.normalise import rule_of
     from segexp.data.normalise import shown as as_shown
     from segexp.evaluation.pictures import draw_sheet, fixed_choice, image_title
@@ -135,7 +136,7 @@ def contact_sheet(found: DataCheck, path: Path) -> None:
     normalise = batches.Normalisation((0.0,) * image_set.channels, (1.0,) * image_set.channels)
     if rule.name != "image":
         normalise = batches.training_statistics(read, train[:MOST_READ])
-    images = (image_set, read, geometry, normalise, batches.make_augment(config.augment, config.seed))
+    images = (image_set, read, geometry, normalise, make_augment(config.augment, config.seed))
 
     parts = (found.split.get(part, []) for part in ("val", "test"))
     others = [i for part in parts for i in fixed_choice(image_set.image_ids, part)[:MOST_OTHERS]]

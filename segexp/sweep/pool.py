@@ -39,7 +39,6 @@ PRELOADED = (
     "segexp.models.trace",
     "segexp.data.batches",
     "torch",
-    "torchvision.transforms.v2",
     "segmentation_models_pytorch",
     "scipy.ndimage",
     "matplotlib.figure",

@@ -1,17 +1,23 @@
 """Fitting, normalisation, order and batches."""
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from segexp.data.augment import make_augment
 from segexp.data.batches import (
+    Batch,
     InputGeometry,
     Normalisation,
+    Read,
     _batches_of_equal_size,
     batches_of,
     epoch_order,
-    make_augment,
     make_reader,
+    resident,
     scoring_batches,
     training_batches,
     training_statistics,
@@ -21,6 +27,8 @@ from segexp.losses import IGNORE
 
 SIZES = [(40, 50), (32, 32), (70, 33)]
 
+
+NONE: Any = {field.name: 0.0 for field in dataclasses.fields(AugmentConfig)}
 
 PLAIN = Normalisation((0.0, 0.0), (1.0, 1.0))
 
@@ -33,16 +41,6 @@ def image_set(dtype: type = np.uint8, channels: int = 2) -> ImageSet:
         image: np.ndarray = rng.integers(0, top, (height, width, channels), endpoint=True).astype(dtype)
         pairs.append(Pair(image, (image[..., 0] > top // 2).astype(np.uint8)))
     return ImageSet(("a", "b", "c"), ("", "", ""), channels, 2, pairs.__getitem__, lambda i: [], location="memory")
-
-
-AUGMENT = {
-    "flip_horizontal": 0.5, "flip_vertical": 0.5, "rotate_degrees": 20.0, "translate": 0.1, "scale": 0.1,
-    "brightness": 0.1, "contrast": 0.1, "noise": 0.01, "elastic": 0.5,
-}  # fmt: skip
-
-
-def augment_config(**changes: float) -> AugmentConfig:
-    return AugmentConfig(name="test", **{**dict.fromkeys(AUGMENT, 0.0), **changes})
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -150,50 +148,12 @@ def test_scoring_keeps_order_and_groups_only_equal_sizes(how: str) -> None:
     assert list(_batches_of_equal_size(range(6), large, 8, 32)) == [[0], [1], [2], [3, 4, 5]]
 
 
-@pytest.mark.parametrize("name", AUGMENT)
-def test_every_option_changes_the_image_and_depends_on_seed_epoch_and_image_alone(name: str) -> None:
-    strength = {"flip_horizontal": 1.0, "flip_vertical": 1.0, "elastic": 1.0}.get(name, AUGMENT[name])
-    augment = make_augment(augment_config(**{name: strength}), 0)
-    assert augment is not None
-    sample = make_reader(image_set(), InputGeometry("resize", 64, 32))(0)
-    torch.manual_seed(7)
-    image, mask = augment(sample.image_CHW, sample.mask_HW, 1, "a")
-    torch.manual_seed(8)
-    state = torch.random.get_rng_state()
-    again, mask_again = augment(sample.image_CHW, sample.mask_HW, 1, "a")
-    assert torch.equal(torch.random.get_rng_state(), state), "the global generator is left as it was"
-    assert torch.equal(image, again)
-    assert torch.equal(mask, mask_again)
-    assert not torch.equal(image, sample.image_CHW)
-    if not name.startswith("flip"):
-        assert not torch.equal(image, augment(sample.image_CHW, sample.mask_HW, 2, "a")[0])
-        assert not torch.equal(image, augment(sample.image_CHW, sample.mask_HW, 1, "b")[0])
-    geometric = name in ("flip_horizontal", "flip_vertical", "rotate_degrees", "translate", "scale", "elastic")
-    assert torch.equal(mask, sample.mask_HW) != geometric
-
-
-def test_image_and_mask_move_together_and_outside_is_ignored() -> None:
-    """An image that equals its mask still does after every geometric change, but where pixels came from outside."""
-    assert make_augment(augment_config(), 0) is None
-    config = augment_config(flip_horizontal=0.5, rotate_degrees=30.0, translate=0.1, scale=0.2)
-    augment = make_augment(config, 0)
-    assert augment is not None
-    mask = torch.zeros(64, 64, dtype=torch.uint8)
-    mask[10:40, 20:50] = 1
-    for epoch in range(8):
-        image, moved = augment(mask.float().unsqueeze(0), mask, epoch, "a")
-        valid = moved != IGNORE
-        assert 0.3 < valid.float().mean() <= 1
-        agree = ((image[0] > 0.5) == (moved == 1))[valid].float().mean()
-        assert agree > 0.97
-
-
 def test_intensity_changes_mean_the_same_for_8_and_16_bit() -> None:
     """12-bit values in 16-bit files span a sixteenth of the range; augmentation works on normalised images."""
     eight = image_set(channels=1)
     pairs = [Pair(eight.read(i).image_HWC.astype(np.uint16) * 16, eight.read(i).mask_HW) for i in range(3)]
     sixteen = ImageSet(**{**eight.__dict__, "read": pairs.__getitem__})
-    augment = make_augment(augment_config(brightness=0.5, noise=0.1), 0)
+    augment = make_augment(AugmentConfig(**NONE | {"brightness": 0.5, "noise": 0.1}), 0)
     seen = []
     for images in (eight, sixteen):
         fit = InputGeometry("resize", 32, 32)
@@ -203,3 +163,44 @@ def test_intensity_changes_mean_the_same_for_8_and_16_bit() -> None:
         seen.append(next(iter(stream))[0])
     assert (seen[0] - seen[1]).abs().max() < 1e-4
     assert seen[0].std() > 0.5
+
+
+@pytest.mark.parametrize("how", ["resize", "pad"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_batches_are_the_same_from_memory_by_processes_and_by_a_thread(how: str, dtype: type) -> None:
+    """Bit for bit, in values and strides; of images of 32 px, which stay integers, and of others, which are resized."""
+    images, fit = image_set(dtype), InputGeometry(how, 32, 32)
+    augment = make_augment(AugmentConfig(**NONE | {"flip_vertical": 0.5, "rotate_degrees": 9.0, "noise": 0.1}), 0)
+    read = make_reader(images, fit)
+    kept, n_bytes = resident(read, [0, 1, 2], torch.device("cpu"))
+    assert n_bytes == sum(read(i).stored_CHW.nbytes + read(i).mask_HW.nbytes for i in range(3))
+    normalise = Normalisation((0.5, 0.4), (0.2, 0.3))
+
+    def made(source: Read, **options: Any) -> list[Batch]:
+        parts = (images, source, fit, normalise, augment, 1, [[0, 1], [1, 2, 0]])
+        return list(training_batches(*parts, seed=0, **options))
+
+    expected = made(read)
+    for others in (made(kept), made(read, workers=2), made(kept, workers=2), made(read, ahead=True)):
+        for (image, mask, _), (other_image, other_mask, _) in zip(expected, others, strict=True):
+            assert torch.equal(image, other_image)
+            assert image.stride() == other_image.stride()
+            assert torch.equal(mask, other_mask)
+            assert mask.dtype == torch.int64
+
+
+def test_images_that_do_not_fit_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = make_reader(image_set(), InputGeometry("resize", 32, 32))
+    monkeypatch.setattr("segexp.data.batches.RESIDENT", 20_000)
+    assert resident(read, [0, 1, 2], torch.device("cpu")) == (read, 0)
+
+
+def test_an_epoch_has_batches_of_one_shape_and_a_last_one() -> None:
+    """On a device without values: what prepares a batch reads none of them, so that it never waits."""
+    images, fit = image_set(), InputGeometry("pad", 48, 32)
+    read, n_bytes = resident(make_reader(images, fit), [0, 1, 2], torch.device("meta"))
+    assert n_bytes == sum(3 * h * w for h, w in SIZES)
+    augment = make_augment(AugmentConfig(**NONE | {"elastic": 1.0, "noise": 0.1}), 0)
+    order = batches_of([0, 1, 2] * 5, 4)
+    stream = training_batches(images, read, fit, PLAIN, augment, 1, order, seed=0, device=torch.device("meta"))
+    assert [tuple(batch.shape) for batch, _, _ in stream] == [(4, 2, 48, 48)] * 3 + [(3, 2, 48, 48)]

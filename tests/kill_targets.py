@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,28 +17,31 @@ def run_until(payload: Mapping[str, Any], report: Report) -> int:
     """The run of ``payload["config"]``, killed at moment number ``payload["moment"]`` (0: never).
 
     A moment is a training step, a file about to be opened for writing, brought to disk, renamed or removed, and the
-    middle of a checkpoint. The names of all moments that came are written into ``payload["moments"]``.
+    middle of a checkpoint, which is written beside the next epoch. The names of all moments that came are written into
+    ``payload["moments"]``.
     """
     import torch
 
-    from segexp.training import loop
+    from segexp.training import checkpoint, loop
 
+    checkpoint.WRITE_EVERY_S = loop.TABLES_EVERY_S = 0.0  # as if every epoch took long
     wanted, names = payload["moment"], Path(payload["moments"])
     outputs = payload["config"]["outputs"]
     # A cache of its own: the run is killed while it stores its images, too, and every run has the same moments.
     os.environ["SEGEXP_CACHE"] = f"{outputs}.cache"
     count = 0
-    log = names.open("w", encoding="utf-8")
+    log, one_at_a_time = names.open("w", encoding="utf-8"), threading.RLock()
 
     def moment(name: str, last_act: Any = None) -> None:
         nonlocal count
-        count += 1
-        log.write(f"{name}\n")
-        if count == wanted:
-            log.flush()
-            if last_act:
-                last_act()
-            os.kill(os.getpid(), signal.SIGKILL)
+        with one_at_a_time:
+            count += 1
+            log.write(f"{name}\n")
+            if count == wanted:
+                log.flush()
+                if last_act:
+                    last_act()
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def audit(event: str, arguments: Any) -> None:
         if event == "open" and isinstance(arguments[0], str) and arguments[2] & (os.O_WRONLY | os.O_RDWR):

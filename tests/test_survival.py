@@ -110,7 +110,7 @@ def test_a_signal_to_all_stops_a_sweep(number: int, told_so: str, tmp_path: Path
     line = sweep(tmp_path / "outputs", PAIRS[:4])
     line = [w.replace("trainer.epochs=4", "trainer.epochs=60") for w in line]
     process = begun(line)
-    wait_until(lambda: len(list(tmp_path.glob("outputs/default/*/checkpoints/last.pt"))) == 2)
+    wait_until(lambda: len(list(tmp_path.glob("outputs/default/*/epochs.csv"))) == 2)
     os.killpg(process.pid, number)
     told, _ = process.communicate(timeout=120)
     assert process.returncode == 130, told

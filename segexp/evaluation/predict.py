@@ -148,10 +148,9 @@ def mask_counts(predicted_NFHW: torch.Tensor, truth_NFHW: torch.Tensor, valid_NH
     All scores derive from these counts. Does not wait for the device.
     """
     valid = valid_NHW.unsqueeze(1)
-    tp = (predicted_NFHW & truth_NFHW & valid).sum((2, 3))
-    fp = (predicted_NFHW & ~truth_NFHW & valid).sum((2, 3))
-    fn = (~predicted_NFHW & truth_NFHW & valid).sum((2, 3))
-    return torch.stack((tp, fp, fn), dim=2)
+    predicted, truth = predicted_NFHW & valid, truth_NFHW & valid
+    tp, n_predicted, n_truth = (planes.sum((2, 3)) for planes in (predicted & truth, predicted, truth))
+    return torch.stack((tp, n_predicted - tp, n_truth - tp), dim=2)
 
 
 @dataclass(frozen=True)

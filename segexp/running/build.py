@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -44,10 +44,16 @@ from segexp.training.checkpoint import load_selected
 from segexp.training.diagnostics import sites_of
 from segexp.training.loop import Task
 
+KEPT_BYTES = 2**28
+"""Of the batches of validation images that a run keeps on its device, because it scores them after every epoch."""
+
 
 @dataclass(frozen=True)
 class Scorer:
-    """The network of ``spec`` on ``device``, and how its images are read, fitted (geometry) and normalised."""
+    """The network of ``spec`` on ``device``, and how its images are read, fitted (geometry) and normalised.
+
+    kept: batches by the images that were asked for, the first of them where there are too many.
+    """
 
     spec: RunSpec
     network: torch.nn.Module
@@ -56,11 +62,22 @@ class Scorer:
     geometry: InputGeometry
     read: Read
     normalise: Normalisation
+    kept: dict[tuple[int, ...], list[ScoringBatch]] = field(default_factory=dict)
 
-    def batches(self, indices: Sequence[int]) -> Iterable[ScoringBatch]:
-        """These images and masks in batches of equal size, not augmented."""
+    def batches(self, indices: Sequence[int], keep: bool = False) -> Iterator[ScoringBatch]:
+        """These images and masks in batches of equal size, not augmented. keep: on the device, for the next call with
+        these images, as many as `KEPT_BYTES` hold."""
+        kept = self.kept.setdefault(tuple(indices), []) if keep else []
+        yield from kept
+        rest, room = indices[sum(len(batch.indices) for batch in kept) :], KEPT_BYTES * keep
+        room -= sum(_n_bytes(batch) for several in self.kept.values() for batch in several)
         sizes, batch_size = self.spec.facts.sizes_N2, self.spec.config.trainer.batch_size
-        return scoring_batches(self.read, self.geometry, self.normalise, indices, sizes, batch_size)
+        for batch in scoring_batches(self.read, self.geometry, self.normalise, rest, sizes, batch_size):
+            room -= _n_bytes(batch)
+            if room >= 0:
+                here = {name: tensor.to(self.device) for name, tensor in _tensors(batch).items()}
+                kept.append(dataclasses.replace(batch, **here))
+            yield kept[-1] if room >= 0 else batch
 
     def predictions(self, images: str | Sequence[int], flips: Sequence[tuple[int, ...]] = ((),)) -> Iterator[Scored]:
         """Predictions at scoring resolution, with the present weights, of a split (by name) or of images (by index).
@@ -72,7 +89,16 @@ class Scorer:
         indices = units_of(config, self.spec.image_set).in_order(indices)
         self.network.eval()
         forward = make_forward(self.network, self.device, config.trainer.precision)
-        return predict(forward, self.head, self.batches(indices), self.device, config.metrics.resolution, flips)
+        batches = self.batches(indices, keep=images == "val")
+        return predict(forward, self.head, batches, self.device, config.metrics.resolution, flips)
+
+
+def _tensors(batch: ScoringBatch) -> dict[str, Any]:
+    return {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+
+
+def _n_bytes(batch: ScoringBatch) -> int:
+    return sum(tensor.nbytes for tensor in _tensors(batch).values())
 
 
 class InitialNetwork(NamedTuple):

@@ -46,6 +46,7 @@ from segexp.running import (
 from segexp.running.build import InitialNetwork, head_record, initial_network, make_scorer, make_task, order_sha
 from segexp.running.finalize import finalize, finalize_diverged
 from segexp.tracking import track
+from segexp.training.checkpoint import Checkpoints
 from segexp.training.loop import begin, restore, train, write_progress
 
 log = logging.getLogger("segexp")
@@ -214,16 +215,18 @@ def _train_and_score(spec: RunSpec, initial: InitialNetwork, record: dict[str, A
     record["order_sha"] = order_sha(spec)
     write_json(run_dir / "run.json", record)
 
-    checkpoints, extra = run_dir / "checkpoints", {"identity": spec.identity, "normalisation": normalisation}
-    state = begin(spec.config, task)
-    if (checkpoints / "last.pt").exists():
-        restore(task, state, checkpoints, extra)
-        log.info("continuing after epoch %d", state.epoch)
-    try:
-        train(spec.config, task, run_dir, state, extra, stop)
-    finally:
-        write_progress(run_dir, state, record)
-    return finalize(scorer, task, state, record)
+    extra = {"identity": spec.identity, "normalisation": normalisation}
+    with Checkpoints(run_dir / "checkpoints", extra, spec.config.trainer.keep_last) as checkpoints:
+        state = begin(spec.config, task)
+        if (checkpoints.folder / "last.pt").exists():
+            restore(task, state, checkpoints)
+            log.info("continuing after epoch %d", state.epoch)
+        try:
+            train(spec.config, task, run_dir, state, checkpoints, stop)
+        finally:
+            write_progress(run_dir, state, record)
+        checkpoints.finish()
+        return finalize(scorer, task, state, record, checkpoints.best)
 
 
 def _first_record(spec: RunSpec, built: Built, device: torch.device, warnings: list[str]) -> dict[str, Any]:

@@ -43,10 +43,15 @@ log = logging.getLogger("segexp")
 SCORE_TABLES = ("images", "objects", "bins", "thresholds")
 
 
-def finalize(scorer: Scorer, task: Task, state: TrainingState, record: dict[str, Any]) -> dict[str, Any]:
-    """Score with the selected weights, write tables and pictures, complete ``record``; returns the summary row."""
+def finalize(
+    scorer: Scorer, task: Task, state: TrainingState, record: dict[str, Any], best: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Score with the selected weights, write tables and pictures, complete ``record``; returns the summary row.
+
+    best: what best.pt holds; None: it is read, or last.pt where no epoch was the best.
+    """
     spec = scorer.spec
-    selected = load_selected(spec.run_dir, scorer.device, spec.identity, state.best_epoch, state.epoch)
+    selected = best or load_selected(spec.run_dir, scorer.device, spec.identity, state.best_epoch, state.epoch)
     scorer.network.load_state_dict(selected["network"])
     n_val, n_test = (len(spec.split[part]) for part in ("val", "test"))
     epoch = state.best_epoch or state.epoch
@@ -164,7 +169,7 @@ def final_diagnostics(scorer: Scorer, task: Task, epoch: int) -> list[dict[str, 
         scorer.network,
         task.sites,
         lambda images, masks: task.loss_of(scorer.head(forward(images)), masks),
-        ((b.images_NCHW.to(device), b.masks_NHW.long().to(device)) for b in scorer.batches(indices)),
+        ((b.images_NCHW.to(device), b.masks_NHW.long().to(device)) for b in scorer.batches(indices, keep=True)),
         len(indices),
         spec.run_id,
         epoch,

@@ -3,15 +3,20 @@
 `torch.save` writes a ZIP archive. Its directory has a CRC-32 of the data of every entry, which `torch.load` ignores.
 `save_checkpoint` adds the SHA-256 of all other bytes as the comment of the archive. Together they cover the whole file,
 and hashing so little takes no time, however large the network.
+
+`Checkpoints` writes them in the background, last.pt at most every `WRITE_EVERY_S`.
 """
 
 import hashlib
 import logging
 import os
+import time
 import zipfile
+from collections import OrderedDict
 from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import torch
 
@@ -21,6 +26,9 @@ from segexp.records.owned import open_atomic, open_file
 from segexp.records.process import interrupts_held
 
 log = logging.getLogger("segexp")
+
+WRITE_EVERY_S = 10.0
+"""last.pt is written after an epoch if the last one is older; a run that is killed loses no more, and its epoch."""
 
 SEAL = b"segexp sha256 "
 _END = b"PK\x05\x06"  # begins the last 22 bytes of an archive, of which the last two are the length of its comment
@@ -72,6 +80,110 @@ def load_checkpoint(
         wanted = " or ".join(map(str, epochs))
         raise UsageError(f"{path} is of epoch {found[1]}, not of epoch {wanted}: {cure}")
     return content
+
+
+class Checkpoints:
+    """last.pt and best.pt of a run: copies of the end of an epoch, written by a thread of their own when they are due.
+
+    last.pt is written first, and holds the best weights where best.pt does not hold them yet: at any moment the two
+    have what is needed to continue. So best.pt is never of an epoch that last.pt does not know, but where a run ends
+    before its first last.pt. Leaving the block writes what was not yet written, unless the run is done, and waits.
+
+    extra: what each checkpoint holds beside. best: epoch and weights of the best epoch, on the CPU; None without one.
+    """
+
+    def __init__(self, folder: Path, extra: dict[str, Any], keep_last: bool) -> None:
+        self.folder, self.extra, self.best = folder, extra, dict[str, Any]() or None
+        self.best_on_disk: int | None = None  # its epoch, where it is that of last.pt
+        self._needs_last = keep_last or (folder / "last.pt").exists()
+        self._last: dict[str, Any] | None = None
+        self._is_written = True
+        self._begun = time.monotonic()
+        self._pool = ThreadPoolExecutor(1, "segexp-checkpoints")
+        self._writing: Future[None] | None = None
+
+    def add(self, content: dict[str, Any]) -> None:
+        """Copy the state at the end of an epoch, and begin to write it if that is due. Raises what a write raised."""
+        busy = self._writing is not None and not self._writing.done()
+        if not busy:
+            self.wait()
+        # Memory is used again, because new memory costs more than copying; but not while it is written.
+        old = (not busy and self._last) or {}
+        # The rows of tables do not change, and may be many.
+        self._last = {k: v[:] if isinstance(v, list) else copied(v, old.get(k)) for k, v in content.items()}
+        self._is_written = False
+        if content["best_epoch"] == content["epoch"]:
+            best = {"epoch": content["epoch"], "network": self._last["network"]}
+            self.best = copied(best, None if busy else self.best)
+        if not busy and time.monotonic() - self._begun >= WRITE_EVERY_S:
+            self._write(self._last)
+
+    def finish(self) -> None:
+        """Begin to write what a run needs whose training is over; last.pt only if there was one before or is kept."""
+        self.wait()
+        if self._needs_last or self.best is None:
+            if not self._is_written:
+                self._write(self._last)
+        elif self.best["epoch"] != self.best_on_disk:
+            self._write(None)
+        if self.best is None:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the write in progress. Raises what it raised."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, last: dict[str, Any] | None) -> None:
+        new = self.best is not None and self.best["epoch"] != self.best_on_disk
+        self._begun = time.monotonic()
+        if last is not None:
+            self._is_written = self._needs_last = True
+        self._writing = self._pool.submit(self._save, last, self.best if new else None)
+
+    def _save(self, last: dict[str, Any] | None, best: dict[str, Any] | None) -> None:
+        if last is not None:
+            unsaved = {"best": best} if best is not None and best["epoch"] != last["epoch"] else {}
+            save_checkpoint(self.folder / "last.pt", last | unsaved | self.extra)
+        if best is not None:
+            save_checkpoint(self.folder / "best.pt", best | self.extra)
+            self.best_on_disk = best["epoch"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._pool:
+            try:
+                self.wait()
+                if kind is not None and not self._is_written:
+                    self._write(self._last)
+                    self.wait()
+            except Exception as error:
+                if kind is None:
+                    raise
+                log.warning("the last epochs were not saved: %s", first_line(error))
+
+
+def copied(value: Any, into: Any = None) -> Any:
+    """A copy of nested dicts and lists with their tensors on the CPU. into: an earlier copy whose memory is used."""
+    if isinstance(value, torch.Tensor):
+        if not isinstance(into, torch.Tensor) or (into.shape, into.dtype) != (value.shape, value.dtype):
+            into = torch.empty_like(value, device="cpu", requires_grad=False, pin_memory=value.is_cuda)
+        return into.copy_(value.detach())
+    if isinstance(value, dict):
+        old = into if isinstance(into, dict) else {}
+        pairs = ((key, copied(one, old.get(key))) for key, one in value.items())
+        new: dict[Any, Any] = OrderedDict(pairs) if isinstance(value, OrderedDict) else dict(pairs)
+        if isinstance(value, OrderedDict):
+            vars(new).update(vars(value))  # the versions of a network's modules
+        return new
+    if isinstance(value, list | tuple):
+        olds = into if isinstance(into, list | tuple) and len(into) == len(value) else [None] * len(value)
+        items = [copied(one, old) for one, old in zip(value, olds, strict=True)]
+        return items if isinstance(value, list) else tuple(items)
+    return value
 
 
 def load_selected(

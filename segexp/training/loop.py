@@ -34,12 +34,14 @@ from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import RESTORE, write_table
 from segexp.records.formatting import duration
 from segexp.records.process import heed_interrupts
-from segexp.training.checkpoint import load_checkpoint, save_checkpoint
+from segexp.training.checkpoint import Checkpoints, copied, load_checkpoint, save_checkpoint
 from segexp.training.diagnostics import EVERY, ActivationProbe, Site, diagnostics_rows
 
 log = logging.getLogger("segexp")
 
 READ_EVERY = 20  # steps between two reads of what the device has counted
+
+TABLES_EVERY_S = 2.0  # the tables of a run in progress are rewritten after an epoch if they are older
 
 NAN = float("nan")
 
@@ -93,20 +95,15 @@ def as_checkpoint(task: Task, state: TrainingState) -> dict[str, Any]:
     }
 
 
-def save_best(task: Task, state: TrainingState, checkpoints: Path, extra: dict[str, Any]) -> None:
-    """Write the present weights as best.pt."""
-    content = {"epoch": state.epoch, "network": task.network.state_dict()} | extra
-    save_checkpoint(checkpoints / "best.pt", content)
-
-
-def restore(task: Task, state: TrainingState, checkpoints: Path, extra: dict[str, Any]) -> None:
+def restore(task: Task, state: TrainingState, checkpoints: Checkpoints) -> None:
     """Continue from the last.pt that `train` wrote.
 
     Where that holds the best weights, a best.pt that is missing or damaged is written again. Raises UsageError where
     either of them is missing, damaged, or of another run or epoch.
     """
+    folder, identity = checkpoints.folder, checkpoints.extra["identity"]
     cure = "remove it to start over, or set resume=restart"
-    content = load_checkpoint(checkpoints / "last.pt", task.device, cure, extra["identity"])
+    content = load_checkpoint(folder / "last.pt", task.device, cure, identity)
     task.network.load_state_dict(content["network"])
     for name in STATEFUL:
         getattr(state, name).load_state_dict(content[name])
@@ -117,34 +114,57 @@ def restore(task: Task, state: TrainingState, checkpoints: Path, extra: dict[str
     # Earlier versions wrote best.pt first, and may have ended before last.pt.
     epochs = (state.best_epoch, *([state.epoch + 1] if state.best_epoch < state.epoch else []))
     try:
-        load_checkpoint(checkpoints / "best.pt", torch.device("cpu"), RESTORE, extra["identity"], epochs)
+        best = load_checkpoint(folder / "best.pt", torch.device("cpu"), RESTORE, identity, epochs)
     except UsageError as error:
-        if state.best_epoch < state.epoch:
+        best = content if state.best_epoch == state.epoch else content.get("best") or {}
+        if best.get("epoch") != state.best_epoch:
             raise
         log.info("best.pt is written again from last.pt: %s", error)
-        save_best(task, state, checkpoints, extra)
+        best = {"epoch": state.best_epoch, "network": best["network"]}
+        save_checkpoint(folder / "best.pt", best | checkpoints.extra)
+    if best["epoch"] == state.best_epoch:
+        checkpoints.best = copied({name: best[name] for name in ("epoch", "network")})
+        checkpoints.best_on_disk = state.best_epoch
 
 
-@dataclass(frozen=True)
+@dataclass
 class EpochSums:
-    """Sums of one epoch on the device, and the first step whose loss or gradient was not finite (-1: none).
+    """Sums over the steps of an epoch. What a step measures stays on the device until `read`.
 
-    n_norms: steps whose gradient norm was finite; under fp16 the scaler skips the others.
+    found_inf: on the device, 1 from the first step whose loss or gradient was not finite; fused optimizers then skip.
+    n_norms: steps whose gradient norm was finite; under fp16 the scaler skips the others. bad_step: the first step of
+    the epoch, from 0, that was not finite; None: none.
     """
 
-    loss_sum: torch.Tensor
-    norm_sum: torch.Tensor
-    n_norms: torch.Tensor
-    nonfinite_share: torch.Tensor
-    first_bad_step: torch.Tensor
+    found_inf: torch.Tensor
+    unread: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    n_steps: int = 0
+    loss: float = 0.0
+    norm: float = 0.0
+    n_norms: int = 0
+    nonfinite: float = 0.0
+    bad_step: int | None = None
 
     @classmethod
     def zero(cls, device: torch.device) -> Self:
-        """The sums before the first step. MPS has no float64."""
-        kind = torch.float64 if device.type != "mps" else torch.float32
-        zero = torch.zeros((), dtype=kind, device=device)
-        never = torch.full((), -1, dtype=torch.int64, device=device)
-        return cls(zero.clone(), zero.clone(), zero.clone(), zero.clone(), never)
+        """The sums before the first step."""
+        return cls(torch.zeros((), device=device))
+
+    def read(self, precision: str) -> None:
+        """Add what the steps since the last call measured: loss, gradient norm, share of logits that are not finite."""
+        if not self.unread:
+            return
+        losses, norms, shares = (torch.stack(several).cpu().tolist() for several in zip(*self.unread, strict=True))
+        for loss, norm, share in zip(losses, norms, shares, strict=True):
+            # Under fp16 infinite gradients are normal: the scaler skips the step and lowers its scale.
+            finite = math.isfinite(loss) and (math.isfinite(norm) or precision == "fp16")
+            self.bad_step = self.n_steps if self.bad_step is None and not finite else self.bad_step
+            self.n_steps += 1
+            self.loss += loss
+            self.norm += norm if math.isfinite(norm) else 0.0
+            self.n_norms += math.isfinite(norm)
+            self.nonfinite += share
+        self.unread.clear()
 
 
 def begin(config: Config, task: Task) -> TrainingState:
@@ -168,16 +188,16 @@ def train(
     task: Task,
     run_dir: Path,
     state: TrainingState,
-    extra: dict[str, Any],
+    checkpoints: Checkpoints,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train to the last epoch, or until the validation score has not risen for ``trainer.patience`` epochs.
 
-    After every epoch checkpoints/last.pt holds everything needed to continue, best.pt the weights of the best epoch,
-    and epochs.csv, timings.csv and diagnostics.csv are rewritten. ``extra`` goes into every checkpoint. Raises
-    DivergedError naming step and layer, and KeyboardInterrupt after an epoch if a stop was requested.
+    Every epoch is added to the checkpoints; epochs.csv, timings.csv and diagnostics.csv are rewritten after an epoch if
+    they are older than `TABLES_EVERY_S`, and are left to the caller at the end. Raises DivergedError naming step and
+    layer, and KeyboardInterrupt after an epoch if a stop was requested.
     """
-    checkpoints = run_dir / "checkpoints"
+    tables_at = -math.inf
     total, patience = config.trainer.epochs, config.trainer.patience
     per_epoch = len(batches_of(task.train_indices, config.trainer.batch_size))
     with tqdm(total=total * per_epoch, initial=state.epoch * per_epoch, unit="step", disable=None) as bar:
@@ -202,11 +222,10 @@ def train(
             images_per_s = len(task.train_indices) / (trained - started)
             timing = {"epoch": epoch, "seconds": seconds, "images_per_s": images_per_s}
             state.timings.append(timing | {"peak_mem_mib": peak_memory_mib(task.device)})
-            # best.pt comes second: where a run ends between them, last.pt still holds the best weights.
-            save_checkpoint(checkpoints / "last.pt", as_checkpoint(task, state) | extra)
-            if state.best_epoch == epoch:
-                save_best(task, state, checkpoints, extra)
-            write_progress(run_dir, state)
+            checkpoints.add(as_checkpoint(task, state))
+            if time.monotonic() - tables_at >= TABLES_EVERY_S:
+                write_progress(run_dir, state)
+                tables_at = time.monotonic()
             shown = {"loss": f"{train_row['loss']:.3f}", "dice": f"{scores.dice:.3f}"}
             bar.set_postfix(shown | ({"best": f"{state.best_score:.3f}"} if config.trainer.select == "dice" else {}))
             log.info("%s", _epoch_line(config, state))
@@ -259,12 +278,13 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
             state.step += 1
             bar.update()
             if (position + 1) % READ_EVERY == 0 or position + 1 == n_steps:
+                sums.read(config.trainer.precision)
                 try:
                     _raise_if_diverged(config, task, state, epoch, batch_indices, first_step, sums)
                 except DivergedError:
                     state.diagnostics += diagnostics_rows(probes, task.run_id, "train", epoch)
                     raise
-                loss, recent = float(sums.loss_sum) / (position + 1), _scores(torch.cat(counts[-READ_EVERY:]))
+                loss, recent = sums.loss / sums.n_steps, _scores(torch.cat(counts[-READ_EVERY:]))
                 bar.set_postfix({"loss": f"{loss:.3f}", "train dice": f"{recent['dice']:.3f}"})
     state.diagnostics += diagnostics_rows(probes, task.run_id, "train", epoch)
     return {
@@ -272,12 +292,12 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
         "split": "train",
         "step": state.step,
         "lr": lr,
-        "loss": float(sums.loss_sum) / n_steps,
+        "loss": sums.loss / n_steps,
         **_scores(torch.cat(counts)),
         "nll": NAN,
         "brier": NAN,
-        "grad_norm": float(sums.norm_sum) / max(float(sums.n_norms), 1.0),
-        "frac_nonfinite": float(sums.nonfinite_share) / n_steps,
+        "grad_norm": sums.norm / max(sums.n_norms, 1),
+        "frac_nonfinite": sums.nonfinite / n_steps,
     }
 
 
@@ -317,27 +337,30 @@ def train_step(
     state.scaler.unscale_(state.optimizer)
     if probe:
         probe.take_gradient_norms()
-    limit = math.inf if config.trainer.clip_norm is None else config.trainer.clip_norm
-    norm = torch.nn.utils.clip_grad_norm_(list(task.network.parameters()), limit)
-    # Under fp16 infinite gradients are normal: the scaler skips the step and lowers its scale.
-    bad = ~loss.isfinite() if config.trainer.precision == "fp16" else ~(loss.isfinite() & norm.isfinite())
-    first_bad = sums.first_bad_step
-    first_bad.copy_(torch.where((first_bad < 0) & bad, torch.full_like(first_bad, state.step), first_bad))
+    norm = _clipped_norm(task.network, config.trainer.clip_norm)
     if config.trainer.precision == "fp16":
         state.scaler.step(state.optimizer)
         state.scaler.update()
-    elif getattr(state.optimizer, "_step_supports_amp_scaling", False):
-        state.optimizer.found_inf = (first_bad >= 0).float()  # type: ignore[attr-defined]
-        state.optimizer.step()
-    elif bool(first_bad < 0):  # an optimizer of the user's own, which is not fused: this waits for the device
-        state.optimizer.step()
+    else:
+        sums.found_inf.masked_fill_(~(loss.isfinite() & norm.isfinite()), 1.0)
+        if getattr(state.optimizer, "_step_supports_amp_scaling", False):
+            state.optimizer.found_inf = sums.found_inf  # type: ignore[attr-defined]
+            state.optimizer.step()
+        elif not bool(sums.found_inf):  # an optimizer of the user's own, not fused: this waits for the device
+            state.optimizer.step()
     if SCHEDULERS[config.scheduler.name].moves == "step":
         state.scheduler.step()
-    sums.loss_sum.add_(loss.detach())
-    sums.norm_sum.add_(norm.detach().nan_to_num(0.0, 0.0, 0.0))
-    sums.n_norms.add_(norm.detach().isfinite())
-    sums.nonfinite_share.add_((~prediction.logits_NKHW.isfinite()).float().mean())
+    sums.unread.append((loss.detach(), norm, (~prediction.logits_NKHW.detach().isfinite()).float().mean()))
     return prediction
+
+
+def _clipped_norm(network: torch.nn.Module, limit: float | None) -> torch.Tensor:
+    """The norm of all gradients, which are scaled down to ``limit`` where it is larger."""
+    if limit is not None:
+        return torch.nn.utils.clip_grad_norm_(list(network.parameters()), limit)
+    # What clip_grad_norm_ computes, which then would read and write all gradients once more.
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
 def _raise_if_diverged(
@@ -351,15 +374,14 @@ def _raise_if_diverged(
 ) -> None:
     if config.trainer.precision == "fp16" and state.scaler.get_scale() < 1:
         raise DivergedError(f"epoch {epoch}: gradients no longer fit into fp16; use trainer.precision=bf16 or fp32")
-    step = int(sums.first_bad_step)
-    if step < 0:
+    position = sums.bad_step
+    if position is None:
         return
-    position = step - first_step
     batch = next(iter(task.batches(epoch, batch_indices[position : position + 1])))
     forward = make_forward(task.network, task.device, config.trainer.precision)
     images_NCHW, masks_NHW, _ = on_device(batch, task.device)
     where = first_bad_layer(task, forward, images_NCHW, masks_NHW)
-    raise DivergedError(f"step {step + 1} (epoch {epoch}): {where}")
+    raise DivergedError(f"step {first_step + position + 1} (epoch {epoch}): {where}")
 
 
 def first_bad_layer(task: Task, forward: Forward, images_NCHW: torch.Tensor, masks_NHW: torch.Tensor) -> str:

@@ -383,7 +383,7 @@ def test_a_run_that_slept_through_a_takeover_changes_nothing(tmp_path: Path, mon
 def test_a_stopped_process_that_continues_after_a_takeover(tmp_path: Path) -> None:
     words = ["train", *TINY[:2], *TINY[3:], "trainer.epochs=12", f"outputs={tmp_path}"]
     sleeper = subprocess.Popen(_command(*words), stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: list(tmp_path.glob("default/*/checkpoints/last.pt")))
+    wait_until(lambda: list(tmp_path.glob("default/*/epochs.csv")))
     sleeper.send_signal(signal.SIGSTOP)
     (lock,) = tmp_path.glob("default/*/lock")
     lock.write_text(json.dumps({"host": "elsewhere", "pid": 1}))  # for who runs on another host
@@ -427,7 +427,7 @@ def test_ctrl_c_leaves_a_consistent_directory(tmp_path: Path, workers: int) -> N
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("default/*/checkpoints/best.pt")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("default/*/epochs.csv")) and time.monotonic() < deadline:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     _out, err = process.communicate(timeout=60)

@@ -200,7 +200,7 @@ def signal_usr2() -> None:
 @pytest.mark.usefixtures("slurm")
 def test_slurm_requeues_a_run_that_goes_on_where_it_was(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     driver = start("out", SLURM, [LONG], tmp_path)
-    wait_until(lambda: list(tmp_path.glob("out/default/*/checkpoints/last.pt")))
+    wait_until(lambda: list(tmp_path.glob("out/default/*/epochs.csv")))
     (run_dir,) = by_name(tmp_path / "out").values()
     preempt()
     wait_until(lambda: continued(run_dir) == 1)
@@ -269,7 +269,8 @@ def test_ray(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:
     installed("ray")
     ray = "hydra.launcher.ray"
     engine = ["hydra/launcher=ray", f"{ray}.init.num_cpus=6", f"{ray}.init.num_gpus=1", f"{ray}.remote.num_gpus=0.5"]
-    driver = start("out", engine, [LONG, *GOOD[:2], DIVERGES, REFUSED, GOOD[2]], tmp_path)
+    killed_twice = (*LONG, "trainer.epochs=5000")  # seconds pass before there is a checkpoint to continue from
+    driver = start("out", engine, [killed_twice, *GOOD[:2], DIVERGES, REFUSED, GOOD[2]], tmp_path)
     first = kill_owner(tmp_path / "out", "*-dice_ce-*")
     (killed,) = tmp_path.glob("out/default/*-dice_ce-*")
     wait_until(lambda: continued(killed) == 1)

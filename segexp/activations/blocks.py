@@ -12,13 +12,20 @@ each element is computed by the same instructions as without pieces."""
 def in_blocks(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
     """function(*tensors) of an element-wise function of tensors of one shape, in the memory order of the first.
 
-    On a CPU it is called on 1-D pieces of them, elsewhere and while compiling once. The values do not depend on this.
+    On a CPU it is called on 1-D pieces of them; elsewhere, while compiling, and where autograd follows, once. The
+    values do not depend on this.
     """
     first = tensors[0]
     size = BLOCK * torch.get_num_threads()
-    if torch.compiler.is_compiling() or first.device.type != "cpu" or first.numel() <= size:
+    whole = torch.compiler.is_compiling() or torch.is_grad_enabled()
+    if whole or first.device.type != "cpu" or first.numel() <= size:
         return function(*tensors)
     order = sorted(range(first.dim()), key=first.stride, reverse=True)
     pieces = zip(*(t.permute(order).reshape(-1).split(size) for t in tensors), strict=True)
-    joined = torch.cat([function(*piece) for piece in pieces])
+    joined = None
+    for number, piece in enumerate(pieces):
+        found = function(*piece)
+        joined = found.new_empty(first.numel()) if joined is None else joined
+        joined[number * size : (number + 1) * size] = found  # copied while it is in the cache
+    assert joined is not None
     return joined.view([first.shape[d] for d in order]).permute([order.index(d) for d in range(first.dim())])

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
+    from segexp.activations.hidden.elementwise import Function, Gradient, Prepare
+
 Make = Callable[..., "Module"]
 
 Sides = Literal["", "left", "right", "both"]
@@ -173,31 +175,19 @@ def one_channel(x_N: "Tensor") -> "Tensor":
     return x_N[:, None, None, None]
 
 
-def pointwise(function: Callable[..., "Tensor"], **learnable: float | list[float]) -> "Module":
+def pointwise(
+    function: "Function", gradient: "Gradient | None" = None, prepare: "Prepare | None" = None, /, **learnable: Any
+) -> "Module":
     """A module that applies ``function(x, **parameters)``; ``learnable`` holds the parameters' initial values.
 
-    Each call site of a network has a module, and so parameters, of its own.
+    gradient: the backward pass in closed form, (g, x, *parameters) -> g f'(x), followed for each parameter by the sum
+    of g df/dparameter; of differentiable operations. With it x alone is kept for the backward pass, and all is computed
+    in float32 or better. prepare: computes from the parameters the constants that function and gradient have in their
+    place. Each call site of a network has a module, and so parameters, of its own.
     """
-    import torch
+    from segexp.activations.hidden.elementwise import Pointwise
 
-    class Pointwise(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            for name, value in learnable.items():
-                self.register_parameter(name, torch.nn.Parameter(torch.tensor(value, dtype=torch.float32)))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return function(x, **{name: getattr(self, name) for name in learnable})
-
-        def extra_repr(self) -> str:
-            return getattr(function, "__qualname__", "").split(".")[0]
-
-    return Pointwise()
-
-
-def in_float32(x: "Tensor") -> "Tensor":
-    """x in float32 or better."""
-    return x if x.element_size() >= 4 else x.float()
+    return Pointwise(function, gradient, prepare, learnable)
 
 
 COSTS = Path(__file__).parent.with_name("hidden_cost.csv")

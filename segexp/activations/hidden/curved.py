@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from segexp.activations.hidden import (
     exponential,
-    in_float32,
     learned,
     of_torch,
     periodic,
@@ -158,13 +157,16 @@ def softplus(*, beta: Annotated[float, POSITIVE] = 1.0) -> "Module":
 )
 def squareplus(*, b: Annotated[float, POSITIVE] = 4.0) -> "Module":
     """Algebraic softplus. For x < 0 the sum cancels; max(x, 0) + b / (2 (sqrt(x^2 + b) + |x|)) does not."""
-    import torch
 
-    def function(x: "Tensor") -> "Tensor":
-        # At a tie the gradient of maximum is one half for each side, which is the derivative of this function at 0.
-        return torch.maximum(x, torch.zeros_like(x)) + b / (2 * (torch.sqrt(x * x + b) + x.abs()))
+    def parts(x: "Tensor") -> "tuple[Tensor, Tensor]":
+        root = (x * x + b).sqrt()
+        return root, x.relu() + (b / 2) / (root + x.abs())
 
-    return pointwise(function)
+    def gradient(g: "Tensor", x: "Tensor") -> "Tensor":
+        root, f = parts(x)
+        return g * f / root
+
+    return pointwise(lambda x: parts(x)[1], gradient)
 
 
 @smooth(
@@ -189,8 +191,17 @@ def lisht() -> "Module":
 )
 def golu() -> "Module":
     """Gompertz linear unit. In float32 f and f' are exactly 0 for x < -4.7, so that units can die there."""
-    # Beyond the bound f is 0 in every type, and the exponential, with its gradient, stays finite.
-    return pointwise(lambda x: x * (-(-x.clamp(min=-10)).exp()).exp())
+
+    def powers(x: "Tensor") -> "tuple[Tensor, Tensor]":
+        # Beyond the bound f is 0 in every type, and the exponential stays finite.
+        u = (-x.clamp(min=-10)).exp()
+        return u, (-u).exp()
+
+    def gradient(g: "Tensor", x: "Tensor") -> "Tensor":
+        u, gompertz = powers(x)
+        return g * (1 + x * u) * gompertz
+
+    return pointwise(lambda x: x * powers(x)[1], gradient)
 
 
 @smooth(
@@ -203,8 +214,16 @@ def golu() -> "Module":
 )
 def telu() -> "Module":
     """Hyperbolic tangent exponential linear unit."""
-    # Beyond the bound tanh is 1 in every type, and the exponential, with its gradient, stays finite.
-    return pointwise(lambda x: x * x.clamp(max=10).exp().tanh())
+
+    def power(x: "Tensor") -> "Tensor":
+        return x.clamp(max=10).exp()  # beyond the bound tanh is 1 in every type, and the exponential stays finite
+
+    def gradient(g: "Tensor", x: "Tensor") -> "Tensor":
+        e = power(x)
+        t = e.tanh()
+        return g * (t + x * e * (1 - t * t))
+
+    return pointwise(lambda x: x * power(x).tanh(), gradient)
 
 
 @smooth(
@@ -217,7 +236,7 @@ def telu() -> "Module":
 )
 def med_relu() -> "Module":
     """Rectifier that is softsign on the left."""
-    return pointwise(lambda x: x / (1 + (-x).relu()))
+    return pointwise(lambda x: x / (1 + (-x).relu()), lambda g, x: g / (1 + (-x).relu()).square())
 
 
 @learned(
@@ -231,14 +250,31 @@ def med_relu() -> "Module":
 )
 def xielu() -> "Module":
     """Integral of an elu whose two slopes are learned, one of each per call site; p and n are 0.8 at first."""
+    import torch
     import torch.nn.functional as F
 
-    def function(x: "Tensor", raw_p: "Tensor", raw_n: "Tensor") -> "Tensor":
-        left = x.clamp(max=0)
-        curved = F.softplus(raw_p) * x.relu().square() + (0.5 + F.softplus(raw_n)) * (left.expm1() - left)
-        return x / 2 + curved
+    def parts(x: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
+        """max(x, 0) / 2, min(x, 0) / 2, and (e^min(x, 0) - 1) / 2, without cancellation and quicker than expm1."""
+        half = x / 2
+        left = half.clamp(max=0)
+        t = left.tanh()
+        return half - left, left, t / (1 - t)
 
-    return pointwise(function, raw_p=math.log(math.expm1(0.8)), raw_n=math.log(math.expm1(0.3)))
+    def prepare(raw_p: "Tensor", raw_n: "Tensor") -> "tuple[Tensor, ...]":
+        """4 p and 2 n."""
+        return 4 * F.softplus(raw_p), 1 + 2 * F.softplus(raw_n)
+
+    def function(x: "Tensor", p: "Tensor", n: "Tensor") -> "Tensor":
+        right, left, power = parts(x)
+        return torch.addcmul(torch.addcmul(x / 2, p, right.square()), n, power - left)
+
+    def gradient(g: "Tensor", x: "Tensor", p: "Tensor", n: "Tensor") -> "tuple[Tensor, ...]":
+        right, left, power = parts(x)
+        slope = torch.addcmul(p * right + 0.5, n, power)
+        return g * slope, (g * right.square()).sum(), (g * (power - left)).sum()
+
+    initial = {"raw_p": math.log(math.expm1(0.8)), "raw_n": math.log(math.expm1(0.3))}
+    return pointwise(function, gradient, prepare, **initial)
 
 
 # Sigmoidal
@@ -268,7 +304,9 @@ smooth(
     gain=1.0419,
     source="torch.nn.LogSigmoid",
 )(of_torch("LogSigmoid"))
-sigmoidal(
+
+
+@sigmoidal(
     formula="x / (1 + |x|)",
     derivative="1 / (1 + |x|)^2",
     range="(-1, 1)",
@@ -276,7 +314,10 @@ sigmoidal(
     saturates="both",
     gain=2.3375,
     source="Glorot and Bengio 2010",
-)(of_torch("Softsign"))
+)
+def softsign() -> "Module":
+    """Algebraic sigmoid."""
+    return pointwise(lambda x: x / (1 + x.abs()), lambda g, x: g / (1 + x.abs()).square())
 
 
 @sigmoidal(
@@ -317,13 +358,12 @@ def erf() -> "Module":
     source="Carlile et al. 2017, arXiv:1710.09967",
 )
 def inverse_square_root(*, alpha: Annotated[float, POSITIVE] = 1.0) -> "Module":
-    """Inverse square root unit; computed in float32 or better, because x^2 overflows float16 from 256 on."""
+    """Inverse square root unit."""
 
-    def function(x: "Tensor") -> "Tensor":
-        wide = in_float32(x)
-        return (wide * (1 + alpha * wide * wide).rsqrt()).to(x.dtype)
+    def inverse_root(x: "Tensor") -> "Tensor":
+        return (1 + alpha * x * x).rsqrt()
 
-    return pointwise(function)
+    return pointwise(lambda x: x * inverse_root(x), lambda g, x: g * inverse_root(x) ** 3)
 
 
 shrinkage(
@@ -373,12 +413,22 @@ def gcu() -> "Module":
 def snake(*, init: Annotated[float, POSITIVE] = 1.0) -> "Module":
     """Line with a ripple of learned frequency, one per call site; a may be 0, where the ripple vanishes."""
 
-    def function(x: "Tensor", a: "Tensor") -> "Tensor":
-        t = a * x
-        # sin(t)^2 / a without a division by a.
-        return x + x * t.sin() * (t / math.pi).sinc()
+    import torch
 
-    return pointwise(function, a=init)
+    def prepare(a: "Tensor") -> "tuple[Tensor]":
+        return (a + 1e-20 * (a == 0),)
+
+    def function(x: "Tensor", a: "Tensor") -> "Tensor":
+        sine = (a * x).sin()
+        return torch.addcmul(x, sine, sine / a)
+
+    def gradient(g: "Tensor", x: "Tensor", a: "Tensor") -> "tuple[Tensor, ...]":
+        angle = a * x
+        sine, cosine = angle.sin(), angle.cos()
+        wave = sine / a
+        return torch.addcmul(g, g * sine, cosine, value=2), (g * wave * (2 * x * cosine - wave)).sum()
+
+    return pointwise(function, gradient, prepare, a=init)
 
 
 @learned(
@@ -389,18 +439,42 @@ def snake(*, init: Annotated[float, POSITIVE] = 1.0) -> "Module":
     source="Molina et al. 2020, arXiv:1907.06732; begins as the least-squares fit to leaky_relu on [-4, 4]",
 )
 def rational() -> "Module":
-    """Padé activation unit, one per call site; computed in float32 or better."""
+    """Padé activation unit, one per call site."""
+    import torch
+    import torch.nn.functional as F
 
-    def function(x: "Tensor", numerator: "Tensor", denominator: "Tensor") -> "Tensor":
-        wide = in_float32(x)
-        p = numerator[5]
-        for power in (4, 3, 2, 1, 0):
-            p = p * wide + numerator[power]
-        q = denominator[3] * wide
-        for power in (2, 1, 0):
-            q = (q + denominator[power]) * wide
-        return (p / (1 + q.abs())).to(x.dtype)
+    def prepare(numerator: "Tensor", denominator: "Tensor") -> "tuple[Tensor]":
+        """Coefficients of P, Q, P' and Q' in rows."""
+        both_26 = torch.stack([numerator, F.pad(denominator, (1, 1))])
+        slopes_25 = both_26[:, 1:] * torch.arange(1, 6, device=both_26.device)
+        return (torch.cat([both_26, F.pad(slopes_25, (0, 1))]),)
+
+    def function(x: "Tensor", rows_46: "Tensor") -> "Tensor":
+        values = []
+        for coefficients in rows_46[:2]:
+            *lower, value = coefficients.unbind()
+            for c in reversed(lower):
+                value = torch.addcmul(c, value, x)
+            values.append(value)
+        return values[0] / (1 + values[1].abs())
+
+    def gradient(g: "Tensor", x: "Tensor", rows_46: "Tensor") -> "tuple[Tensor, ...]":
+        flat = x.flatten()
+        square = flat * flat
+        fourth = square * square
+        powers_6M = torch.stack([torch.ones_like(flat), flat, square, square * flat, fourth, fourth * flat])
+        p, q, p_slope, q_slope = rows_46 @ powers_6M
+        below = 1 + q.abs()
+        above = g.flatten() / below
+        q_side = above * q.sign() * (p / below)
+        along = torch.addcmul(above * p_slope, q_side, q_slope, value=-1)
+        moments_26 = torch.stack([above, -q_side]) @ powers_6M.T
+        return along.view_as(x), F.pad(moments_26, (0, 0, 0, 2))  # P' and Q' have no coefficients of their own
 
     return pointwise(
-        function, numerator=[0.0448, 0.505, 1.2388, 1.1282, 0.3918, 0.048], denominator=[0.0, 2.234, 0.0, 0.0951]
+        function,
+        gradient,
+        prepare,
+        numerator=[0.0448, 0.505, 1.2388, 1.1282, 0.3918, 0.048],
+        denominator=[0.0, 2.234, 0.0, 0.0951],
     )

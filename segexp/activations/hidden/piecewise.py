@@ -121,7 +121,10 @@ quadratic(
 )
 def hard_mish() -> "Module":
     """Mish of pieces."""
-    return pointwise(lambda x: x * (x + 2).clamp(0, 2) / 2)
+    import torch.nn.functional as F
+
+    # f' is 0 below -2, where x clamped to [-2, 0] plus 1 is -1.
+    return pointwise(lambda x: x * (x + 2).clamp(0, 2) / 2, lambda g, x: g * F.threshold(x.clamp(-2, 0) + 1, -1.0, 0.0))
 
 
 @quadratic(

@@ -1,0 +1,142 @@
+"""Backward passes in closed form: right in every layout and type, twice differentiable, and keeping the input alone."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from segexp.activations import blocks
+from segexp.activations.hidden import function_names, make_hidden, pointwise
+from segexp.activations.hidden.elementwise import Pointwise
+from segexp.commands.bench import saved_bytes
+
+CLOSED = [n for n in function_names() if getattr(make_hidden(n, {}), "_gradient", None) is not None]
+LEARNED = {"xielu": ["raw_p", "raw_n"], "snake": ["a"], "rational": ["numerator", "denominator"]}
+"""Names of parameters in checkpoints."""
+
+
+def made(name: str, **options: Any) -> Any:
+    return make_hidden(name, options)
+
+
+def plain(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """The same function through autograd's own operations."""
+    constants = list(module.parameters())
+    return module._function(x, *(module._prepare(*constants) if module._prepare else constants))
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return 2.5 * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def gradients(y: torch.Tensor, x: torch.Tensor, module: torch.nn.Module, g: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(y, [x, *module.parameters()], g))
+
+
+def test_those_that_were_slow_have_one() -> None:
+    slow = {"hard_mish", "squareplus", "golu", "telu", "med_relu", "xielu", "inverse_square_root", "snake", "rational"}
+    assert slow <= set(CLOSED)
+    assert {n: [*made(n).state_dict()] for n in CLOSED if made(n).state_dict()} == LEARNED
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_first_and_second_derivative(name: str) -> None:
+    module = made(name).double()
+    x = random(7).requires_grad_()
+
+    def f(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        names = [n for n, _ in module.named_parameters()]
+        return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (x,))
+
+    inputs = (x, *(p.detach().clone().requires_grad_() for p in module.parameters()))
+    assert torch.autograd.gradcheck(f, inputs)
+    assert torch.autograd.gradgradcheck(f, inputs)
+
+
+def test_a_ripple_of_no_frequency() -> None:
+    """f is x where a is 0, and its gradient to a the sum of x^2."""
+    module = made("snake")
+    torch.nn.init.zeros_(module.a)
+    x = random(50).float().requires_grad_()
+    y = module(x)
+    slope, of_a = gradients(y, x, module, torch.ones_like(x))
+    assert torch.equal(y, x)
+    assert torch.equal(slope, torch.ones_like(x))
+    torch.testing.assert_close(of_a, x.square().sum())
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_pieces_and_layouts_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 in pieces against autograd in float64; the gradient of the output in its own layout."""
+    monkeypatch.setattr(blocks, "BLOCK", 1024)
+    module, exact = made(name), made(name).double()
+    base, g = random(4, 6, 20, 31), random(4, 6, 20, 31, seed=1)
+    last = torch.channels_last
+    for x, g_ in ((base, g), (base.to(memory_format=last), g), (base[..., ::2], g[..., ::2]), (base, g[:1, :1])):
+        along = g_.expand_as(x)
+        wanted_x, x_ = x.clone().requires_grad_(), x.float().requires_grad_()
+        wanted, y = plain(exact, wanted_x), module(x_)
+        torch.testing.assert_close(y.double(), wanted, rtol=1e-5, atol=2e-6)
+        assert y.is_contiguous(memory_format=last) == x_.is_contiguous(memory_format=last)
+        of_x, *of_parameters = gradients(y, x_, module, along.float())
+        true_x, *true_parameters = gradients(wanted, wanted_x, exact, along)
+        torch.testing.assert_close(of_x.double(), true_x, rtol=1e-5, atol=1e-5)
+        for found, true in zip(of_parameters, true_parameters, strict=True):
+            torch.testing.assert_close(found.double(), true, rtol=1e-5, atol=1e-5 * true.abs().max().item())
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_only_the_input_is_kept(name: str) -> None:
+    assert saved_bytes(made(name), torch.zeros(4, 8, 32, 32, requires_grad=True)) <= 4.01
+
+
+@pytest.mark.parametrize("name", CLOSED)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_float32_rounded(name: str, dtype: torch.dtype) -> None:
+    module = made(name)
+    x = random(200).to(dtype)
+    half, single = x.clone().requires_grad_(), x.float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = module(half)
+        found = gradients(y.float().sum(), half, module, torch.ones(()))
+    true = gradients(module(single).sum(), single, module, torch.ones(()))
+    assert torch.equal(y, module(single).to(dtype))
+    assert torch.equal(found[0], true[0].to(dtype))
+    for a, b in zip(found[1:], true[1:], strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_inference_gives_the_same_values(name: str) -> None:
+    module, x = made(name), random(3, 4, 5, 6).float()
+    wanted = module(x.requires_grad_()).detach()
+    with torch.inference_mode():
+        assert torch.equal(module(x), wanted)
+
+
+def test_exported_with_plain_operators_and_any_size() -> None:
+    module, x = made("hard_mish").eval(), random(2, 3, 5, 6).float()
+    with torch.no_grad():
+        program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("n")},), strict=False)
+        more = random(5, 3, 5, 6).float()
+        assert torch.equal(program.module()(more), module(more))
+    assert all("aten" in str(node.target) for node in program.graph.nodes if node.op == "call_function")
+
+
+def test_compiled_whole_with_plain_operators() -> None:
+    """A compiler sees one graph without breaks; its gradients are those of the closed form."""
+    module = made("xielu")
+    x, y_ = random(40).float().requires_grad_(), random(40).float().requires_grad_()
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    found, true = (gradients(m(v).sum(), v, module, torch.ones(())) for m, v in ((compiled, x), (module, y_)))
+    for a, b in zip(found, true, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_without_a_gradient_autograd_follows_the_function() -> None:
+    module = pointwise(lambda x, gradient: gradient * x, gradient=2.0)
+    assert isinstance(module, Pointwise)
+    x = random(5).float().requires_grad_()
+    of_x, of_a = gradients(module(x).sum(), x, module, torch.ones(()))
+    assert torch.equal(of_x, torch.full_like(x, 2))
+    torch.testing.assert_close(of_a, x.sum())

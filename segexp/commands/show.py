@@ -309,7 +309,10 @@ def _details(tables: _Tables, width: int) -> list[str]:
     if not math.isnan(median):
         time = f"{median:.3g} s" if median < 99.5 else duration(median)
         rate, most = (_number(f(values)) if values else "-" for f, values in ((statistics.fmean, rates), (max, memory)))
-        lines += _wrapped("time", f"{time} an epoch (median), {rate} images/s, {most} MiB", width)
+        device = record.get("device")
+        resident = device.get("resident_bytes") if isinstance(device, dict) else None
+        kept = f", {resident / 2**20:.3g} MiB of training images in memory" if isinstance(resident, int) else ""
+        lines += _wrapped("time", f"{time} an epoch (median), {rate} images/s, {most} MiB{kept}", width)
     head = record.get("head")
     if isinstance(learned := head.get("learned") if isinstance(head, dict) else None, dict):
         lines += _wrapped("learned", ", ".join(f"{name} {_number(value)}" for name, value in learned.items()), width)

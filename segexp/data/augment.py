@@ -40,10 +40,6 @@ class Augment:
     config: AugmentConfig
     seed: int
 
-    @property
-    def _affine(self) -> bool:
-        return bool(self.config.rotate_degrees or self.config.translate or self.config.scale)
-
     def __call__(
         self,
         images_NCHW: torch.Tensor,
@@ -65,7 +61,7 @@ class Augment:
                 images_NCHW = _flipped(images_NCHW, chosen_N, axis)
                 masks_NHW = _flipped(masks_NHW.unsqueeze(1), chosen_N, axis)[:, 0]
         images_NCHW = as_input(images_NCHW)
-        if self._affine or config.elastic:
+        if config.rotate_degrees or config.translate or config.scale or config.elastic:
             images_NCHW, masks_NHW = self._sampled(images_NCHW, masks_NHW, words_N)
         if config.brightness or config.contrast:
             changes = (1 + (2 * words_N["contrast"] - 1) * config.contrast, 2 * words_N["brightness"] - 1)

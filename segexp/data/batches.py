@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from segexp.data import generator
@@ -36,8 +36,8 @@ Batch = tuple[torch.Tensor, torch.Tensor, Maps]
 
 CPU = torch.device("cpu")
 
-RESIDENT = 2**30  # most bytes of training images that a run keeps in memory as they are stored
-RESIDENT_SHARE = 0.5  # of the memory of a GPU that is free before training, for the same
+RESIDENT = 2**28  # most bytes of training images that a run keeps in memory as they are stored
+RESIDENT_SHARE = 0.2  # of the memory of a GPU that is free before training, for the same
 
 MAPS_MEMORY = 2**30  # bytes of maps that a run keeps of training images, and again of validation images
 
@@ -181,8 +181,7 @@ def resident(read: Read, indices: Sequence[int], device: torch.device) -> tuple[
         total += one.stored_CHW.nbytes + one.mask_HW.nbytes
         if total > room:
             return read, 0
-        moved = (t.contiguous().to(device, copy=True) for t in (one.stored_CHW, one.mask_HW))
-        image_CHW, mask_HW = moved
+        image_CHW, mask_HW = (t.contiguous().to(device, copy=True) for t in (one.stored_CHW, one.mask_HW))
         samples[index] = Sample(image_CHW, mask_HW, mask_HW)
     return samples.__getitem__, total
 
@@ -201,7 +200,7 @@ def training_batches(
     workers: int = 0,
     pin_memory: bool = False,
     ahead: bool = False,
-    maps_of: MapsOf | None = None,
+    maps_of: MapsOf = lambda masks_NHW: {},
     kept: dict[int, Maps] | None = None,
 ) -> Iterator[Batch]:
     """The batches of one epoch, prepared on ``device``; also the maps, which are of the augmented masks.
@@ -221,11 +220,8 @@ def training_batches(
         else:
             image_ids = [image_set.image_ids[i] for i in indices]
             images_NCHW, masks_NHW = augment(images_NCHW, masks_NHW, epoch, image_ids, as_input)
-        maps: Maps = {}
-        if maps_of is not None:
-            new = (maps_of(masks_NHW[n : n + 1]) if not kept or i not in kept else {} for n, i in enumerate(indices))
-            each = [{k: v[0] for k, v in maps.items()} or (kept or {})[i] for i, maps in zip(indices, new, strict=True)]
-            maps = {name: torch.stack([of_image[name] for of_image in each]) for name in each[0]}
+        each = [(kept or {}).get(i) or _first(maps_of(masks_NHW[n : n + 1])) for n, i in enumerate(indices)]
+        maps = {name: torch.stack([of_image[name] for of_image in each]) for name in each[0]}
         return images_NCHW, masks_NHW.long(), maps
 
     def load(indices: Sequence[int]) -> Any:
@@ -234,15 +230,11 @@ def training_batches(
             return prepared(indices, stored)
         return tuple(tensor.pin_memory() for tensor in stored) if pin_memory and ahead else stored
 
-    loaded: Iterable[Any] = map(load, batches)
+    loaded: Iterable[Any] = _ahead(load, batches) if ahead else map(load, batches)
     if workers:
-        context, own = "fork", torch.Generator()  # the loader would draw from the global one
-        items = _Items(load, batches)
-        loaded = DataLoader(
-            items, None, num_workers=workers, pin_memory=pin_memory, multiprocessing_context=context, generator=own
-        )
-    elif ahead:
-        loaded = _ahead(load, batches)
+        options: Any = {"multiprocessing_context": "fork", "generator": torch.Generator()}  # not the global one
+        items: Any = batches
+        loaded = DataLoader(items, None, num_workers=workers, collate_fn=load, pin_memory=pin_memory, **options)
     for indices, found in zip(batches, loaded, strict=True):
         batch = found if device.type == "cpu" else prepared(indices, found)
         if kept is not None:  # Here, because a worker process ends with the epoch.
@@ -253,18 +245,8 @@ def training_batches(
         yield batch
 
 
-@dataclass(frozen=True)
-class _Items(Dataset[Any]):
-    """What a function makes of each batch, for a `DataLoader`."""
-
-    load: Callable[[Sequence[int]], Any]
-    batches: Sequence[Sequence[int]]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, position: int) -> Any:
-        return self.load(self.batches[position])
+def _first(maps: Maps) -> Maps:
+    return {name: map_NFHW[0] for name, map_NFHW in maps.items()}
 
 
 def _ahead(load: Callable[[Sequence[int]], Any], batches: Sequence[Sequence[int]]) -> Iterator[Any]:

@@ -58,12 +58,12 @@ def reliability_bins(p_NFHW: torch.Tensor, truth_NFHW: torch.Tensor, counted_NFH
     n_classes = p_NFHW.shape[1]
     bin_index = (p_NFHW * RELIABILITY_BINS).long().clamp_(0, RELIABILITY_BINS - 1)
     class_index = torch.arange(n_classes, device=p_NFHW.device).view(1, -1, 1, 1)
-    flat = (class_index * RELIABILITY_BINS + bin_index)[counted_NFHW]
-    p, y = p_NFHW[counted_NFHW], truth_NFHW[counted_NFHW].to(p_NFHW.dtype)
-    table = torch.zeros(n_classes * RELIABILITY_BINS, 3, dtype=torch.float64, device=p_NFHW.device)
-    for column, weights in enumerate((None, p, y)):
-        table[:, column] = torch.bincount(flat, weights=weights, minlength=n_classes * RELIABILITY_BINS)
-    return table.view(n_classes, RELIABILITY_BINS, 3)
+    flat = (class_index * RELIABILITY_BINS + bin_index).flatten()
+    columns = torch.zeros(3, n_classes * RELIABILITY_BINS, dtype=torch.float64, device=p_NFHW.device)
+    # bincount and indexing by booleans would wait for the device.
+    for column, weights in zip(columns, (counted_NFHW, p_NFHW * counted_NFHW, truth_NFHW & counted_NFHW), strict=True):
+        column.scatter_add_(0, flat, weights.double().flatten())
+    return columns.T.reshape(n_classes, RELIABILITY_BINS, 3)
 
 
 def boundary_band(truth_NFHW: torch.Tensor, radius: int) -> torch.Tensor:
@@ -126,9 +126,9 @@ def histograms(evidence_NFHW: torch.Tensor, truth_NFHW: torch.Tensor, valid_NHW:
     bin_index = steps.nan_to_num(nan=lowest).clamp_(lowest, EVIDENCE_BINS // 2).long() - lowest
     cell = torch.arange(n_images * n_classes, device=evidence_NFHW.device).view(n_images, n_classes, 1, 1)
     flat = (cell * 2 + truth_NFHW.long()) * EVIDENCE_BINS + bin_index
-    counted = valid_NHW.unsqueeze(1).expand_as(flat)
-    counts = torch.bincount(flat[counted], minlength=n_images * n_classes * 2 * EVIDENCE_BINS)
-    return counts.view(n_images, n_classes, 2, EVIDENCE_BINS)
+    counted = valid_NHW.unsqueeze(1).expand_as(flat).long()
+    counts = torch.zeros(n_images * n_classes * 2 * EVIDENCE_BINS, dtype=torch.int64, device=flat.device)
+    return counts.scatter_add_(0, flat.flatten(), counted.flatten()).view(n_images, n_classes, 2, EVIDENCE_BINS)
 
 
 def threshold_grid(histogram_NF2B: np.ndarray) -> np.ndarray:

@@ -4,14 +4,14 @@ Shapes: N images, F foreground classes, T thresholds. Images have equal weight (
 `segexp.evaluation`; pixels have equal weight only where a measure says "pooled".
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from segexp.activations.head import Prediction
 from segexp.activations.output import HeadMode
 from segexp.errors import DivergedError
 from segexp.evaluation import (
@@ -65,7 +65,7 @@ def fit_on_validation(scored: Iterable[Scored], mode: HeadMode, n_pixels: int) -
     seen = 0
     for batch in scored:
         truth, valid = counted_masks(batch.target_NHW, batch.prediction)
-        tables = histograms(batch.prediction.evidence_NFHW(), truth, valid).sum(0, keepdim=True).cpu().numpy()
+        tables = histograms(batch.prediction.evidence_NFHW(), truth, valid).sum(0, keepdim=True)
         pooled = tables if pooled is None else pooled + tables
         log_odds = batch.prediction.log_odds_NKHW
         if log_odds is not None:
@@ -77,7 +77,7 @@ def fit_on_validation(scored: Iterable[Scored], mode: HeadMode, n_pixels: int) -
             truth_P.append(of_pixel[chosen].cpu().numpy())
             seen += len(by_pixel)
     assert pooled is not None, "the validation split is never empty"
-    edges = np.array([], dtype=np.int64) if mode == "softmax" else threshold_grid(pooled)
+    edges = np.array([], dtype=np.int64) if mode == "softmax" else threshold_grid(pooled.cpu().numpy())
     temperature = fit_temperature(np.concatenate(phi_PK), np.concatenate(truth_P), mode) if phi_PK else float("nan")
     return FittedOnValidation(temperature, edges)
 
@@ -147,7 +147,8 @@ class PixelSums:
 class _Shapes:
     """Boundary and object measures of each unit, in order: of an image, or of a volume once its last slice has come.
 
-    Only the masks of one case are kept at a time, so its slices must come one after another.
+    Only the masks of one case are collected at a time, so its slices must come one after another. Units are measured by
+    as many threads as torch uses, while the next ones are predicted.
     """
 
     def __init__(self, units: Units, conventions: Conventions) -> None:
@@ -155,37 +156,58 @@ class _Shapes:
         self._unit, self._spacing = "", tuple[float, ...]()
         self._planes: list[np.ndarray] = []
         self._width = 0
+        self._pool = ThreadPoolExecutor(torch.get_num_threads())
+        self._measured: list[Future[Any]] = []
         self.units: list[str] = []
-        self.boundary: list[list[tuple[float, float]]] = []
-        self.objects: list[list[Objects]] = []
 
     def add(self, indices: Sequence[int], masks_2NFHW: np.ndarray, pixel_size: tuple[float, float]) -> None:
         """The predicted and the reference masks of these images."""
         for index, masks_2FHW in zip(indices, masks_2NFHW.swapaxes(0, 1), strict=True):
             unit = self._of.unit(index)
             if unit != self._unit or not self._of.case_ids:
-                self.finish()
+                self._end_unit()
             thickness, height, width = self._of.spacing(index)
             self._unit, self._spacing = unit, (thickness, height * pixel_size[0], width * pixel_size[1])
             self._width = masks_2FHW.shape[-1]
             self._planes.append(np.packbits(masks_2FHW, axis=-1))  # a case of many classes would take gigabytes
 
-    def finish(self) -> None:
-        """Measure the unit whose masks have come. A case of one slice is measured as an image."""
+    def _end_unit(self) -> None:
+        """Measure the unit whose masks have come."""
         if not self._planes:
             return
         assert not self._of.case_ids or self._unit not in self.units, "slices of a case come one after another"
-        flat = len(self._planes) == 1
-        spacing, tolerance = self._spacing[flat:], self._conventions.surface_tolerance
         self.units.append(self._unit)
-        self.boundary.append([])
-        self.objects.append([])
-        for f in range(len(self._conventions.classes)):
-            packed = self._planes[0][:, f] if flat else np.stack([plane[:, f] for plane in self._planes], axis=1)
-            predicted, reference = np.unpackbits(packed, axis=-1, count=self._width).astype(bool)
-            self.boundary[-1].append(boundary_scores(predicted, reference, tolerance, spacing, self._conventions.nsd))
-            self.objects[-1].append(match_objects(predicted, reference))
+        job = (self._planes, self._width, self._spacing, self._conventions)
+        self._measured.append(self._pool.submit(_boundary_and_objects, *job))
         self._planes = []
+
+    def finish(self) -> tuple[list[list[tuple[float, float]]], list[list[Objects]]]:
+        """Boundary scores and objects of each unit and class."""
+        self._end_unit()
+        found = [of_unit.result() for of_unit in self._measured]
+        return [boundary for boundary, _ in found], [objects for _, objects in found]
+
+
+def _boundary_and_objects(
+    planes: Sequence[np.ndarray], width: int, spacing: tuple[float, ...], conventions: Conventions
+) -> tuple[list[tuple[float, float]], list[Objects]]:
+    """Of each class of a unit, from its packed masks. A case of one slice is measured as an image."""
+    boundary, objects = [], []
+    flat, tolerance = len(planes) == 1, conventions.surface_tolerance
+    for f in range(len(conventions.classes)):
+        packed = planes[0][:, f] if flat else np.stack([plane[:, f] for plane in planes], axis=1)
+        predicted, reference = np.unpackbits(packed, axis=-1, count=width).astype(bool)
+        boundary.append(boundary_scores(predicted, reference, tolerance, spacing[flat:], conventions.nsd))
+        objects.append(match_objects(predicted, reference))
+    return boundary, objects
+
+
+def on_host(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Arrays of these tensors, for which the host waits once."""
+    copies = {name: tensor.to("cpu", non_blocking=True) for name, tensor in tensors.items()}
+    if any(tensor.is_cuda for tensor in tensors.values()):
+        torch.cuda.synchronize()
+    return {name: copy.numpy() for name, copy in copies.items()}
 
 
 def _measure(
@@ -202,26 +224,20 @@ def _measure(
     batches, indices, shapes = [], list[int](), _Shapes(units, conventions)
     own: dict[str, list[list[float]]] = {score.name: [] for score in conventions.own}
     for batch in scored:
-        # NaN > 0 is False: a dead network would score as an empty mask.
-        if not bool(batch.prediction.logits_NKHW.isfinite().all()):
-            raise DivergedError(f"logits on the {split} images are not finite with the selected weights")
         truth, valid = counted_masks(batch.target_NHW, batch.prediction)
-        evidence = batch.prediction.evidence_NFHW()
-        evidence_tables = histograms(evidence, truth, valid).cpu().numpy()
-        decided = batch.prediction.foreground_NFHW()
-        if conventions.threshold is not None:
-            decided = evidence.double() > conventions.threshold
-        batches.append(_pixel_measures(batch, decided, truth, valid, evidence_tables, fitted))
-        # Ignored pixels belong to neither mask; distances are in native pixels, or in the unit of the spacing.
-        masks_2NFHW = (torch.stack((decided, truth)) & valid.unsqueeze(1)).cpu().numpy()
-        shapes.add(batch.indices, masks_2NFHW, batch.pixel_size)
+        found = on_host(_on_device(batch, truth, valid, fitted, conventions))
+        # NaN > 0 is False: a dead network would score as an empty mask.
+        if not found["finite"]:
+            raise DivergedError(f"logits on the {split} images are not finite with the selected weights")
+        batches.append(_pixel_measures(batch, found, fitted))
+        shapes.add(batch.indices, found["masks_2NFHW"], batch.pixel_size)
         if conventions.own:
-            names, p_NFHW = [units.image_ids[i] for i in batch.indices], _probabilities(batch.prediction)
-            found = own_scores(conventions.own, names, masks_2NFHW, valid.cpu().numpy(), p_NFHW)
-            own = {name: own[name] + rows for name, rows in found.items()}
+            names = [units.image_ids[i] for i in batch.indices]
+            rows = own_scores(conventions.own, names, found["masks_2NFHW"], found["valid_NHW"], found.get("p_NFHW"))
+            own = {name: own[name] + of_images for name, of_images in rows.items()}
         indices += batch.indices
-        _add_pixels(sums, batch, truth, valid, fitted, conventions)
-    shapes.finish()
+        _add_pixels(sums, found)
+    boundary, objects = shapes.finish()
     of_images = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     shown = indices
     if units.case_ids:
@@ -232,67 +248,76 @@ def _measure(
     dice_N = _dice_per_unit(of_images["counts_NF3"])
     group_of = {units.unit(i): units.group_ids[i] for i in indices}
     objects_NF = np.empty((len(shapes.units), n_classes), dtype=object)
-    objects_NF[:] = shapes.objects
+    objects_NF[:] = objects
     groups = tuple(group_of[unit] for unit in shapes.units)
-    boundary_NF2, own_NF = np.array(shapes.boundary), {name: np.array(rows) for name, rows in own.items()}
+    boundary_NF2, own_NF = np.array(boundary), {name: np.array(rows) for name, rows in own.items()}
     measures = ImageMeasures(tuple(shapes.units), groups, boundary_NF2, objects_NF, **of_images, own=own_NF)
     return measures, sums, tuple(shown), dice_N
 
 
-def _probabilities(prediction: Prediction) -> np.ndarray | None:
-    """The probability of each foreground class, float32 (N, F, H, W); None for a head without probabilities."""
-    if prediction.log_odds_NKHW is None:
-        return None
-    p_NFHW = one_vs_rest(prediction.log_odds_NKHW.double(), prediction.mode, prediction.first).sigmoid()
-    of_cpu: np.ndarray = p_NFHW.float().cpu().numpy()
-    return of_cpu
-
-
-def _add_pixels(
-    sums: PixelSums,
+def _on_device(
     batch: Scored,
     truth_NFHW: torch.Tensor,
     valid_NHW: torch.Tensor,
     fitted: FittedOnValidation,
     conventions: Conventions,
-) -> None:
-    prediction = batch.prediction
-    of_classes = (of_all.movedim(1, 0).cpu().numpy() for of_all in (prediction.evidence_NFHW(), truth_NFHW))
-    kept_NHW = valid_NHW.cpu().numpy()
-    for ranking, evidence_NHW, truth_NHW in zip(sums.ranking_F, *of_classes, strict=True):
-        ranking.add(evidence_NHW[kept_NHW], truth_NHW[kept_NHW])
-    sums.ties += int((prediction.ties_NHW() & valid_NHW).sum())
-    sums.clipped += int((prediction.clipped_NHW() & valid_NHW).sum())
-    sums.pixels += int(valid_NHW.sum())
+) -> dict[str, torch.Tensor]:
+    """All that is computed of a batch where its predictions are, before any of it is read."""
+    prediction, evidence = batch.prediction, batch.prediction.evidence_NFHW()
+    decided = prediction.foreground_NFHW()
+    if conventions.threshold is not None:
+        decided = evidence.double() > conventions.threshold
+    plain = nll_and_brier(prediction, truth_NFHW, valid_NHW)
+    scaled = nll_and_brier(prediction, truth_NFHW, valid_NHW, fitted.temperature)
+    found = dict(zip(("nll_NF", "brier_NF", "nll_t_NF", "brier_t_NF"), (*plain, *scaled), strict=True))
+    found |= {
+        "finite": prediction.logits_NKHW.isfinite().all(),
+        "evidence_NFHW": evidence,
+        "tables": histograms(evidence, truth_NFHW, valid_NHW),
+        "truth_NFHW": truth_NFHW,
+        "valid_NHW": valid_NHW,
+        "valid_N": valid_NHW.sum((1, 2)),
+        "counts_NF3": mask_counts(decided, truth_NFHW, valid_NHW),
+        # Ignored pixels belong to neither mask; distances are in native pixels, or in the unit of the spacing.
+        "masks_2NFHW": torch.stack((decided, truth_NFHW)) & valid_NHW.unsqueeze(1),
+        "ties": (prediction.ties_NHW() & valid_NHW).sum(),
+        "clipped": (prediction.clipped_NHW() & valid_NHW).sum(),
+    }
     if prediction.log_odds_NKHW is None:
-        return
+        return found
     everywhere = valid_NHW.unsqueeze(1).expand_as(truth_NFHW)
     band = boundary_band(truth_NFHW, conventions.boundary_band) & everywhere
-    for bins_RFB3, divisor in zip(sums.bins_SRFB3, (1.0, fitted.temperature), strict=True):
+    bins = []
+    for divisor in (1.0, fitted.temperature):
         phi_NKHW = prediction.log_odds_NKHW.double() / divisor
-        p = one_vs_rest(phi_NKHW, prediction.mode, prediction.first).sigmoid()
-        for region, counted in enumerate((everywhere, band)):
-            bins_RFB3[region] += reliability_bins(p, truth_NFHW, counted).cpu()
+        p_NFHW = one_vs_rest(phi_NKHW, prediction.mode, prediction.first).sigmoid()
+        bins.append(torch.stack([reliability_bins(p_NFHW, truth_NFHW, region) for region in (everywhere, band)]))
+        if conventions.own and len(bins) == 1:
+            found["p_NFHW"] = p_NFHW.float()
+    found["bins_SRFB3"] = torch.stack(bins)
+    return found
+
+
+def _add_pixels(sums: PixelSums, found: Mapping[str, np.ndarray]) -> None:
+    kept_NHW = found["valid_NHW"]
+    of_classes = (found[name].swapaxes(0, 1) for name in ("evidence_NFHW", "truth_NFHW"))
+    for ranking, evidence_NHW, truth_NHW in zip(sums.ranking_F, *of_classes, strict=True):
+        ranking.add(evidence_NHW[kept_NHW], truth_NHW[kept_NHW])
+    sums.ties += int(found["ties"])
+    sums.clipped += int(found["clipped"])
+    sums.pixels += int(found["valid_N"].sum())
+    if "bins_SRFB3" in found:
+        sums.bins_SRFB3 += torch.from_numpy(found["bins_SRFB3"])
 
 
 def _pixel_measures(
-    batch: Scored,
-    decided_NFHW: torch.Tensor,
-    truth_NFHW: torch.Tensor,
-    valid_NHW: torch.Tensor,
-    evidence_tables: np.ndarray,
-    fitted: FittedOnValidation,
+    batch: Scored, found: Mapping[str, np.ndarray], fitted: FittedOnValidation
 ) -> dict[str, np.ndarray]:
     """The fields of `ImageMeasures` that sums over the pixels of an image are enough for."""
-    plain = nll_and_brier(batch.prediction, truth_NFHW, valid_NHW)
-    scaled = nll_and_brier(batch.prediction, truth_NFHW, valid_NHW, fitted.temperature)
-    means = zip(("nll_NF", "brier_NF", "nll_t_NF", "brier_t_NF"), (*plain, *scaled), strict=True)
     return {
         "size_N2": np.array([tuple(batch.target_NHW.shape[1:])] * len(batch.indices)),
-        "valid_N": valid_NHW.sum((1, 2)).cpu().numpy(),
-        "counts_NF3": mask_counts(decided_NFHW, truth_NFHW, valid_NHW).cpu().numpy(),
-        "above_NTF3": counts_above(evidence_tables, fitted.edges_T).swapaxes(0, 1),
-        **{name: measure_NF.cpu().numpy() for name, measure_NF in means},
+        "above_NTF3": counts_above(found["tables"], fitted.edges_T).swapaxes(0, 1),
+        **{name: found[name] for name in ("valid_N", "counts_NF3", "nll_NF", "brier_NF", "nll_t_NF", "brier_t_NF")},
     }
 
 

@@ -277,13 +277,13 @@ def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
     of_masks = functools.partial(maps_of, functions, classes=foreground, overlapping=config.dataset.overlapping)
     kept = scoring_maps(scorer.read, of_masks)
     augment = make_augment(config.augment, config.seed)
-    # Maps are computed on the CPU, so masks that need some are augmented there, by processes if asked.
-    device = torch.device("cpu") if functions else scorer.device
+    # Maps are computed on the CPU, so masks that need some are augmented there. MPS lacks some types.
+    on_gpu = scorer.device.type == "cuda" and not functions
+    device = scorer.device if on_gpu else torch.device("cpu")
     read, resident_bytes = resident(scorer.read, spec.split["train"], device)
     images = (image_set, read, scorer.geometry, scorer.normalise, augment)
-    on_cpu = device.type == "cpu"
-    options: Any = {"device": device, "ahead": not on_cpu and not resident_bytes}
-    options["workers"] = config.trainer.workers if on_cpu or not resident_bytes else 0
+    options: Any = {"device": device, "ahead": on_gpu and not resident_bytes}
+    options["workers"] = 0 if on_gpu and resident_bytes else config.trainer.workers
     options["pin_memory"] = scorer.device.type == "cuda"
     if functions:
         options["maps_of"] = of_masks
@@ -308,6 +308,7 @@ def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
         device=scorer.device,
         sites=sites_of(sites),
         run_id=spec.run_id,
+        resident_bytes=resident_bytes,
     )
 
 

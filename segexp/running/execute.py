@@ -213,6 +213,7 @@ def _train_and_score(spec: RunSpec, initial: InitialNetwork, record: dict[str, A
     record["normalisation"] = normalisation
     task = make_task(scorer, initial.built.sites)
     record["order_sha"] = order_sha(spec)
+    record["device"]["resident_bytes"] = task.resident_bytes
     write_json(run_dir / "run.json", record)
 
     extra = {"identity": spec.identity, "normalisation": normalisation}

@@ -51,7 +51,8 @@ class Task:
     """What a training needs besides its configuration.
 
     batches(epoch, batch_indices) yields training batches; validate() scores the validation split with the present
-    weights. sites: the call sites of hidden activations, for the diagnostics.
+    weights. sites: the call sites of hidden activations, for the diagnostics. resident_bytes: of training images that
+    stay in the memory of the device that prepares batches.
     """
 
     network: torch.nn.Module
@@ -63,6 +64,7 @@ class Task:
     device: torch.device
     sites: Sequence[Site]
     run_id: str
+    resident_bytes: int = 0
 
 
 @dataclass

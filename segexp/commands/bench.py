@@ -22,7 +22,7 @@ BLOCK_S = 0.02
 MAX_CALLS = 10_000
 
 MAX_ELEMENTS = 2**27
-"""Of the input; rational keeps twenty float32 numbers per element."""
+"""Of the input; on a GPU rational works with twenty float32 numbers per element."""
 
 STATEMENTS = ("module(x)", "torch.autograd.grad(y, inputs, gradient, retain_graph=True)")
 """What is timed, forward and backward. Gradients are returned, not accumulated: accumulation costs the same for all."""
@@ -147,6 +147,27 @@ def measure(names: Sequence[str], device: "torch.device", shape: tuple[int, ...]
     saved_bytes, kept for the backward pass per element of the input; saved, that as a multiple of relu's.
     """
     import torch
+
+    times, saved = timings(names, device, shape, rounds)
+    base = list(names).index(BASELINE)
+    quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    low, middle, high = (times / times[:, base : base + 1]).quantile(quartiles, dim=0)
+    ms = 1000 * times.quantile(0.5, dim=0)
+    rows = []
+    for n, name in enumerate(names):
+        row: dict[str, Any] = {"forward_ms": ms[n, 0], "backward_ms": ms[n, 1]}
+        for k, part in enumerate(("forward", "backward", "both")):
+            row |= {part: middle[n, k], f"{part}_iqr": high[n, k] - low[n, k]}
+        row |= {"saved_bytes": saved[n], "saved": saved[n] / saved[base]}
+        rows.append({"name": name, **{key: float(f"{float(value):.4g}") for key, value in row.items()}})
+    return rows
+
+
+def timings(
+    names: Sequence[str], device: "torch.device", shape: tuple[int, ...], rounds: int
+) -> "tuple[torch.Tensor, list[float]]":
+    """Seconds per call (round, activation, 3: forward, backward, both) in turns, and the `saved_bytes` of each."""
+    import torch
     from tqdm import tqdm
 
     from segexp.activations.hidden import HIDDEN_ACTIVATIONS, make_hidden
@@ -168,19 +189,7 @@ def measure(names: Sequence[str], device: "torch.device", shape: tuple[int, ...]
                     forward, backward = _seconds(modules[n], x, gradient, calls[n])
                     this_round[n] = torch.tensor([forward, backward, forward + backward])
                     bar.update()
-        saved = [saved_bytes(module, x) for module in modules]
-    base = list(names).index(BASELINE)
-    quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-    low, middle, high = (times / times[:, base : base + 1]).quantile(quartiles, dim=0)
-    ms = 1000 * times.quantile(0.5, dim=0)
-    rows = []
-    for n, name in enumerate(names):
-        row: dict[str, Any] = {"forward_ms": ms[n, 0], "backward_ms": ms[n, 1]}
-        for k, part in enumerate(("forward", "backward", "both")):
-            row |= {part: middle[n, k], f"{part}_iqr": high[n, k] - low[n, k]}
-        row |= {"saved_bytes": saved[n], "saved": saved[n] / saved[base]}
-        rows.append({"name": name, **{key: float(f"{float(value):.4g}") for key, value in row.items()}})
-    return rows
+        return times, [saved_bytes(module, x) for module in modules]
 
 
 def _seconds(

@@ -114,6 +114,14 @@ def test_inference_gives_the_same_values(name: str) -> None:
         assert torch.equal(module(x), wanted)
 
 
+def test_mapped_over_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 4)
+    module, x = made("snake"), random(3, 10).float()
+    assert torch.equal(torch.func.vmap(module)(x), module(x))
+    slope = torch.func.vmap(torch.func.grad(lambda row: module(row).sum()))(x)
+    torch.testing.assert_close(slope, 1 + (2 * x).sin())
+
+
 def test_exported_with_plain_operators_and_any_size() -> None:
     module, x = made("hard_mish").eval(), random(2, 3, 5, 6).float()
     with torch.no_grad():

@@ -48,6 +48,8 @@ def wide(x: torch.Tensor) -> torch.Tensor:
 class _ClosedForm(torch.autograd.Function):
     """y = function(x, *constants), which keeps its input alone. Its gradient can be differentiated again."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(function: Function, gradient: Gradient, x: torch.Tensor, *constants: torch.Tensor) -> torch.Tensor:
         return in_blocks(lambda x: function(wide(x), *constants).to(x.dtype), x)
@@ -68,6 +70,6 @@ class _ClosedForm(torch.autograd.Function):
             sums.append(others)
             return first.to(x.dtype)
 
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False):
             along = in_blocks(piece, x, g)
         return None, None, along, *(torch.stack(part).sum(0) for part in zip(*sums, strict=True))

@@ -220,12 +220,15 @@ def training_batches(
         else:
             image_ids = [image_set.image_ids[i] for i in indices]
             images_NCHW, masks_NHW = augment(images_NCHW, masks_NHW, epoch, image_ids, as_input)
-        each = [(kept or {}).get(i) or _first(maps_of(masks_NHW[n : n + 1])) for n, i in enumerate(indices)]
+        each = [
+            (kept or {}).get(i) or {name: map_NFHW[0] for name, map_NFHW in maps_of(masks_NHW[n : n + 1]).items()}
+            for n, i in enumerate(indices)
+        ]
         maps = {name: torch.stack([of_image[name] for of_image in each]) for name in each[0]}
         return images_NCHW, masks_NHW.long(), maps
 
     def load(indices: Sequence[int]) -> Any:
-        stored = _stored_batch(read, fit, indices, [(seed, "window", epoch, image_set.image_ids[i]) for i in indices])
+        stored = _stored_batch(read, fit, indices, lambda i: generator(seed, "window", epoch, image_set.image_ids[i]))
         if device.type == "cpu":
             return prepared(indices, stored)
         return tuple(tensor.pin_memory() for tensor in stored) if pin_memory and ahead else stored
@@ -245,10 +248,6 @@ def training_batches(
         yield batch
 
 
-def _first(maps: Maps) -> Maps:
-    return {name: map_NFHW[0] for name, map_NFHW in maps.items()}
-
-
 def _ahead(load: Callable[[Sequence[int]], Any], batches: Sequence[Sequence[int]]) -> Iterator[Any]:
     """What ``load`` makes of each batch, while a thread makes the next one."""
     with ThreadPoolExecutor(1) as pool:
@@ -261,16 +260,12 @@ def _ahead(load: Callable[[Sequence[int]], Any], batches: Sequence[Sequence[int]
 
 
 def _stored_batch(
-    read: Read, fit: InputGeometry, indices: Sequence[int], streams: Sequence[tuple[Any, ...]]
+    read: Read, fit: InputGeometry, indices: Sequence[int], draw: Callable[[int], torch.Generator]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """images_NCHW and masks_NHW of these samples as stored, for ``fit=pad`` windows of them; where they are."""
-    pairs = []
-    for index, stream in zip(indices, streams, strict=True):
-        sample = read(index)
-        image_CHW, mask_HW = sample.stored_CHW, sample.mask_HW
-        if fit.how == "pad":
-            image_CHW, mask_HW = _window(image_CHW, mask_HW, fit.size, generator(*stream))
-        pairs.append((image_CHW, mask_HW))
+    pairs = [(sample.stored_CHW, sample.mask_HW) for sample in map(read, indices)]
+    if fit.how == "pad":
+        pairs = [_window(*pair, fit.size, draw(index)) for index, pair in zip(indices, pairs, strict=True)]
     if len({image_CHW.dtype for image_CHW, _ in pairs}) > 1:  # some were resized, or files have 8 and 16 bits
         pairs = [(_unit_range(image_CHW), mask_HW) for image_CHW, mask_HW in pairs]
     images, masks = zip(*pairs, strict=True)

@@ -47,6 +47,7 @@ from segexp.evaluation.ranking import Ranking
 from segexp.records.scores import Score
 
 TEMPERATURE_PIXELS = 1_000_000  # the temperature is fitted on at most this many validation pixels, evenly spaced
+OF_IMAGES = ("size_N2", "valid_N", "counts_NF3", "above_NTF3", "nll_NF", "brier_NF", "nll_t_NF", "brier_t_NF")
 REGIONS = ("all", "boundary")  # regions of bins.csv: all valid pixels, and those near the reference boundary
 
 
@@ -224,12 +225,13 @@ def _measure(
     batches, indices, shapes = [], list[int](), _Shapes(units, conventions)
     own: dict[str, list[list[float]]] = {score.name: [] for score in conventions.own}
     for batch in scored:
-        truth, valid = counted_masks(batch.target_NHW, batch.prediction)
-        found = on_host(_on_device(batch, truth, valid, fitted, conventions))
+        found = on_host(_on_device(batch, fitted, conventions))
         # NaN > 0 is False: a dead network would score as an empty mask.
         if not found["finite"]:
             raise DivergedError(f"logits on the {split} images are not finite with the selected weights")
-        batches.append(_pixel_measures(batch, found, fitted))
+        found["size_N2"] = np.array([tuple(batch.target_NHW.shape[1:])] * len(batch.indices))
+        found["above_NTF3"] = counts_above(found["tables"], fitted.edges_T).swapaxes(0, 1)
+        batches.append({name: found[name] for name in OF_IMAGES})
         shapes.add(batch.indices, found["masks_2NFHW"], batch.pixel_size)
         if conventions.own:
             names = [units.image_ids[i] for i in batch.indices]
@@ -255,22 +257,15 @@ def _measure(
     return measures, sums, tuple(shown), dice_N
 
 
-def _on_device(
-    batch: Scored,
-    truth_NFHW: torch.Tensor,
-    valid_NHW: torch.Tensor,
-    fitted: FittedOnValidation,
-    conventions: Conventions,
-) -> dict[str, torch.Tensor]:
+def _on_device(batch: Scored, fitted: FittedOnValidation, conventions: Conventions) -> dict[str, torch.Tensor]:
     """All that is computed of a batch where its predictions are, before any of it is read."""
     prediction, evidence = batch.prediction, batch.prediction.evidence_NFHW()
+    truth_NFHW, valid_NHW = counted_masks(batch.target_NHW, prediction)
     decided = prediction.foreground_NFHW()
     if conventions.threshold is not None:
         decided = evidence.double() > conventions.threshold
-    plain = nll_and_brier(prediction, truth_NFHW, valid_NHW)
-    scaled = nll_and_brier(prediction, truth_NFHW, valid_NHW, fitted.temperature)
-    found = dict(zip(("nll_NF", "brier_NF", "nll_t_NF", "brier_t_NF"), (*plain, *scaled), strict=True))
-    found |= {
+    plain, scaled = (nll_and_brier(prediction, truth_NFHW, valid_NHW, t) for t in (1.0, fitted.temperature))
+    found = dict(zip(OF_IMAGES[-4:], (*plain, *scaled), strict=True)) | {
         "finite": prediction.logits_NKHW.isfinite().all(),
         "evidence_NFHW": evidence,
         "tables": histograms(evidence, truth_NFHW, valid_NHW),
@@ -308,17 +303,6 @@ def _add_pixels(sums: PixelSums, found: Mapping[str, np.ndarray]) -> None:
     sums.pixels += int(found["valid_N"].sum())
     if "bins_SRFB3" in found:
         sums.bins_SRFB3 += torch.from_numpy(found["bins_SRFB3"])
-
-
-def _pixel_measures(
-    batch: Scored, found: Mapping[str, np.ndarray], fitted: FittedOnValidation
-) -> dict[str, np.ndarray]:
-    """The fields of `ImageMeasures` that sums over the pixels of an image are enough for."""
-    return {
-        "size_N2": np.array([tuple(batch.target_NHW.shape[1:])] * len(batch.indices)),
-        "above_NTF3": counts_above(found["tables"], fitted.edges_T).swapaxes(0, 1),
-        **{name: found[name] for name in ("valid_N", "counts_NF3", "nll_NF", "brier_NF", "nll_t_NF", "brier_t_NF")},
-    }
 
 
 def _pooled(of_images: dict[str, np.ndarray], cases: Sequence[str]) -> dict[str, np.ndarray]:

@@ -75,6 +75,7 @@ def test_a_finished_run(tmp_path: Path, capsys: Captured) -> None:
     )
     record = json.loads((run_dir / "run.json").read_text())
     record["summary"]["best_epoch"] = 2
+    record["device"]["resident_bytes"] = 3 * 2**20
     write_json(run_dir / "run.json", record)
     told = shown(run_dir, capsys)
     lines = told.splitlines()
@@ -87,7 +88,7 @@ def test_a_finished_run(tmp_path: Path, capsys: Captured) -> None:
     dice, hd95 = (f"{record['summary'][column]:.4f}" for column in ("dice", "hd95"))
     assert (by_column["dice"], by_column["hd95"]) == (["0.6000", dice], ["-", hd95])
     assert any(line.startswith("Hausdorff") and "(pixels)" in line for line in lines)
-    assert mentions(entry(told, "time"), "2 s", "0.5 images/s", "400 MiB")
+    assert mentions(entry(told, "time"), "2 s", "0.5 images/s", "400 MiB", "3 MiB of training images")
     assert mentions(entry(told, "hidden"), "25.0% dead", "- dead")
     assert mentions(entry(told, "swapped"), "17 call sites", "mish (both)", "2 shared", "1 gates", "0 escaped")
     assert {"warning: one", "warning: two"} <= set(lines)

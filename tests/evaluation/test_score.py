@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import expit, log_softmax, logsumexp, softmax
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import segexp.evaluation.score as fitted_module
 from segexp.activations.head import Prediction, make_head
@@ -702,3 +703,38 @@ def test_without_a_background_class_0_is_scored_like_the_others(mode: HeadMode) 
     for ours, reference in zip(*found, strict=True):
         assert str(ours) == str(reference)
     assert set(found[0][-1][0]) == {0, 1, 2}
+
+
+class Operators(TorchDispatchMode):
+    """Records the names of all operators."""
+
+    names: frozenset[str] = frozenset()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names |= {function.overloadpacket.__name__}
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("activation", "mode"), SOME)
+def test_measures_of_a_batch_are_computed_before_any_is_read(activation: str, mode: HeadMode) -> None:
+    """None of the operators makes the host wait for a GPU."""
+    (batch,) = scene(activation, mode).batches(7)
+    with Operators() as seen:
+        found = fitted_module._on_device(batch, FittedOnValidation(2.0, np.array([1])), conventions(scene("", mode)))
+    assert "scatter_add_" in seen.names
+    assert not seen.names & {"_local_scalar_dense", "nonzero", "bincount", "masked_select", "unique", "equal"}
+    assert ("bins_SRFB3" in found) == (batch.prediction.log_odds_NKHW is not None)
+
+
+def test_scores_do_not_depend_on_the_number_of_threads() -> None:
+    of = scene("sigmoid", "independent")
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            scores = scored_split(of)
+            found.append((scores.images, scores.objects, scores.bins, scores.summary))
+    finally:
+        torch.set_num_threads(before)
+    assert repr(found[0]) == repr(found[1])

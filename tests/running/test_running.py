@@ -69,6 +69,8 @@ def test_run_directory_holds_every_file_and_table(finished: Path) -> None:
         assert len(frame) == record["n_rows_expected"][table] > 0
     assert record["seeds"] == {"seed": 0, "split.seed": 0, "dataset.seed": 0}
     assert record["device"]["name"]
+    n_train = (read_table(finished / "split.csv", "split")["split"] == "train").sum()
+    assert record["device"]["resident_bytes"] == n_train * 2 * 32 * 32, "image and mask, 8 bits each"
     assert record["git"] is None or len(record["git"]["commit"]) == 40
     assert len(record["normalisation"]["mean"]) == 1
     assert record["command"]

@@ -227,7 +227,7 @@ def _dry_run(config: "Config") -> int:
     from segexp.running import config_yaml, prepare, scoring_notes
 
     spec = prepare(config)
-    print(config_yaml(config))
+    print(config_yaml(spec.config))
     _announce(spec)
     for line in (*plugin_lines(spec.plugins), *scoring_notes(config, spec.image_set)):  # a run logs them
         print(line)

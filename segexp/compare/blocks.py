@@ -37,6 +37,9 @@ _SEED, _FOLD, _RATE, _TUNED, _SPLIT_SEED, _PER_SEED = (
     column_of(key) for key in ("seed", "split.fold", "optimizer.lr", "tuned", "split.seed", "split.per_seed")
 )
 
+_HARDWARE = (column_of("trainer.format"), column_of("trainer.precision"))
+"""Conditions that may differ by where a run was made (``auto``)."""
+
 TUNED = "tuned"
 """The condition optimizer.lr of runs whose learning rate was tuned for their arm."""
 
@@ -231,11 +234,10 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
     # Between data sets everything may differ.
     varies = {c for c in others if any(len(_values(c, here)) > 1 for here in together.values())}
     conditions = [c for c in varying if c in varies and not _is_free(c)]
-    numerics = Counter(run.numerics for run in runs)
-    if len(numerics) > 1:
+    if len(numerics := Counter(f"version {run.numerics}" for run in runs)) > 1:
         conditions.append("numerics")
-        shown = ", ".join(f"{pluralize(n, 'run')} of version {version}" for version, n in sorted(numerics.items()))
-        warnings.append(f"runs of different numerics are not compared with each other: {shown}")
+        warnings.append(_apart("numerics", numerics))
+    warnings += [_apart(key_of(c), Counter(run.row.get(c, "") for run in runs)) for c in _HARDWARE if c in conditions]
     blocks, repeated = _placed(together, conditions, level_of, split_of, by_rate=_RATE in of_arms)
     if repeated:
         shown = ", ".join(repeated[:3]) + (" ..." if len(repeated) > 3 else "")
@@ -244,6 +246,12 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
         key: tuple(sorted({of_run[n] for of_run in level_of.values()}, key=_natural)) for n, key in enumerate(keys)
     }
     return Arms(keys, levels, level_of, blocks, tuple(warnings))
+
+
+def _apart(what: str, counts: Mapping[str, int]) -> str:
+    """The warning about runs that a condition separates. counts: value -> runs."""
+    shown = ", ".join(f"{pluralize(n, 'run')} of {value or 'none'}" for value, n in sorted(counts.items()))
+    return f"runs of different {what} are not compared with each other: {shown}"
 
 
 def _with_versions(runs: Sequence[Run]) -> tuple[Sequence[Run], list[str]]:
@@ -403,17 +411,17 @@ def _pooled_splits(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _following(runs: Sequence[Run], keys: Sequence[str]) -> set[str]:
-    """Columns that follow from the arm: what a hidden activation or a loss sets itself."""
+    """Columns that follow from the arm: what a hidden activation, a loss or an architecture sets itself."""
     follows = {column_of("backbone.allow_mismatched_weights")}
-    gain, mode = column_of("init.gain"), column_of("head.mode")
-    hidden, loss = column_of("hidden_activation.name"), column_of("loss.name")
+    gain, hidden = column_of("init.gain"), column_of("hidden_activation.name")
     if len({run.row.get(gain, "") for run in runs if run.row.get(hidden) != "native"}) < 2:
         follows.add(gain)
-    modes: dict[str, set[str]] = {}
-    for run in runs:
-        modes.setdefault(run.row.get(loss, ""), set()).add(run.row.get(mode, ""))
-    if "loss" in keys and all(len(of_loss) == 1 for of_loss in modes.values()):
-        follows.add(mode)
+    for group, column in (("loss", column_of("head.mode")), ("model", column_of("trainer.format"))):
+        values: dict[str, set[str]] = {}
+        for run in runs:
+            values.setdefault(run.row.get(column_of(f"{group}.name"), ""), set()).add(run.row.get(column, ""))
+        if group in keys and all(len(of_member) == 1 for of_member in values.values()):
+            follows.add(column)
     return follows
 
 

@@ -19,7 +19,7 @@ from segexp.data.image_set import AugmentConfig, DatasetConfig
 from segexp.data.split import METHODS
 from segexp.errors import UsageError
 from segexp.losses import LOSSES
-from segexp.models.architectures import ARCHITECTURES, NO_ENCODER, BackboneConfig, InitConfig
+from segexp.models.architectures import ARCHITECTURES, NO_ENCODER, BackboneConfig, InitConfig, memory_format
 from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import flatten
 from segexp.records.files import read_yaml
@@ -97,11 +97,11 @@ class SplitConfig:
 
 @dataclass
 class TrainerConfig:
-    """The training loop."""
+    """The training loop. A run records what ``auto`` was in precision and format (`segexp.running.hardware`)."""
 
     epochs: Annotated[int, Range(1, 10**6)] = REQUIRED
     batch_size: Annotated[int, Range(2, 10**6)] = REQUIRED
-    precision: Annotated[str, ("fp32", "bf16", "fp16")] = REQUIRED
+    precision: Annotated[str, ("auto", "fp32", "bf16", "fp16")] = REQUIRED
     device: Annotated[str, ("auto", "cpu", "cuda", "mps")] = REQUIRED
     threads: Annotated[int | None, Range(1, 1024)] = REQUIRED
     wait: Annotated[str, ("auto", "active", "passive"), Since("auto")] = REQUIRED
@@ -110,6 +110,7 @@ class TrainerConfig:
     patience: Annotated[int | None, Range(1, 10**6)] = REQUIRED
     select: Annotated[str, ("dice", "loss")] = REQUIRED
     keep_last: bool = REQUIRED
+    format: Annotated[str, ("auto", "contiguous", "channels_last"), Since("contiguous")] = REQUIRED
 
 
 @dataclass
@@ -336,6 +337,9 @@ def changed_from_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         expected["backbone.name"] = NO_ENCODER  # whatever the user set
     if config.get("dataset.num_classes") == 2:
         expected["head.mode"] = "binary"  # whatever the user set
+    size = config.get("dataset.image_size") or 0
+    if config.get("trainer.format") == memory_format("cpu", size, str(config.get("model.name"))):
+        expected["trainer.format"] = config["trainer.format"]  # that of auto, unless there is a GPU
     changed: dict[str, Any] = {group: member for group, member in members.items() if member != usual[group]}
     terms: dict[str, dict[str, Any]] = {}
     for key, value in config.items():

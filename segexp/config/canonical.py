@@ -68,7 +68,9 @@ def identity(config: Config, content: Mapping[str, str], numerics: int | None = 
             flat.pop(key)
     whole: dict[str, Any] = {"config": flat, "content": dict(content)}
     version = NUMERICS if numerics is None else numerics
-    if version != 1:
+    if version == 1:
+        flat.pop("trainer.format", None)  # all were contiguous
+    else:
         whole["numerics"] = version
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

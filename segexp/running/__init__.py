@@ -1,5 +1,6 @@
 """From a `Config` to a `RunSpec`: data read, checked and split, the run named, and what an earlier attempt left.
 
+hardware  what auto is in trainer.format and trainer.precision
 data_check  a data set read and checked for a report
 splits    the split of a run, and the study that already holds another one
 build     makes the network, its head, scorer and training task; rebuilds those of a finished run
@@ -40,6 +41,7 @@ from segexp.records.formatting import pluralize
 from segexp.records.process import OwnedError, can_fork, ownership, usable_cores
 from segexp.records.runs import FINAL
 from segexp.registry.plugins import LOADED, no_exit
+from segexp.running.hardware import without_auto
 from segexp.running.splits import check_method, check_unit, drawn_split
 from segexp.tracking import check_installed
 
@@ -136,6 +138,7 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
         )
     dataset = dataset or load_dataset(config)
     image_set, facts = dataset.image_set, dataset.facts
+    config = without_auto(config, facts.sizes_N2)
     split, warnings = checked_split(config, image_set, facts)
     content = {"dataset": dataset.dataset_sha, "split": split_sha(image_set, split)}
     content["weights"] = weights_sha(config.backbone)

@@ -36,7 +36,7 @@ from segexp.evaluation.predict import EpochScores, Scored, Units, epoch_scores, 
 from segexp.evaluation.score import Conventions
 from segexp.losses import LOSSES, map_functions, maps_of
 from segexp.models.architectures import ARCHITECTURES, BackboneConfig, check_size, common_size
-from segexp.models.build import Built, build_with_hidden, final_layer
+from segexp.models.build import MEMORY_FORMATS, Built, build_with_hidden, final_layer
 from segexp.models.trace import Application
 from segexp.records.scores import OWN_SCORES
 from segexp.running import RunSpec
@@ -118,7 +118,7 @@ def initial_network(spec: RunSpec) -> InitialNetwork:
     geometry = geometry_of(spec)
     built = built_of(config, spec.image_set.channels, geometry.size)
     set_bias(built.network, initial_bias(config, spec))
-    built.network.to(device)
+    built.network.to(device).to(memory_format=MEMORY_FORMATS[config.trainer.format])
     return InitialNetwork(built, device, geometry)
 
 
@@ -354,7 +354,9 @@ def trained(run_dir: Path, config: Config, record: dict[str, Any], device_name: 
             f"{run_dir}: weights that do not fit {config.model.name}, {config.backbone.name}: {error}"
         ) from error
     rule, stored = rule_of(config.dataset.normalise), bool(record["normalisation"].get("stored"))
-    return Trained(network.to(device).eval(), head_of(config, network), normalise, device, channels, rule, stored)
+    # In the format of its training, so that predictions are bit by bit those that the run scored.
+    network.to(device).to(memory_format=MEMORY_FORMATS[config.trainer.format]).eval()
+    return Trained(network, head_of(config, network), normalise, device, channels, rule, stored)
 
 
 def untrained(config: Config, channels: int, record: dict[str, Any]) -> torch.nn.Module:

@@ -261,7 +261,7 @@ def _first_record(spec: RunSpec, built: Built, device: torch.device, warnings: l
             "name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
             "threads": torch.get_num_threads(),
             "wait": waits(),
-            "memory_format": "contiguous",
+            "memory_format": spec.config.trainer.format,
             "precision": spec.config.trainer.precision,
         },
         "host": socket.gethostname(),

@@ -135,7 +135,7 @@ def _network(config: Config) -> str:
     trainer, groups = config.trainer, [config.model, config.backbone, config.hidden_activation, config.init]
     groups += [config.dataset, config.augment, config.metrics]
     facts: list[Any] = [{k: v for k, v in flatten(group).items() if k != "seed"} for group in groups]
-    facts += [trainer.batch_size, trainer.precision, trainer.device, trainer.workers, trainer.threads]
+    facts += [trainer.batch_size, trainer.precision, trainer.format, trainer.device, trainer.workers, trainer.threads]
     return json.dumps([*facts, config.optimizer.name, config.head.mode], sort_keys=True, default=str)
 
 

@@ -398,6 +398,18 @@ def test_runs_of_different_numerics_are_never_paired(tmp_path: Path):
         assert mentions(warning, "10 runs", "version 1", "11 runs", "version 2")
 
 
+@pytest.mark.parametrize("key", ["trainer.format", "trainer.precision"])
+def test_runs_of_several_formats_or_precisions_are_never_paired_silently(key: str, tmp_path: Path):
+    before, other = {"trainer.format": ("contiguous", "channels_last"), "trainer.precision": ("fp32", "bf16")}[key]
+    for value, prefix in ((before, "one"), (other, "two")):
+        make_pair(tmp_path, effect=0.02, prefix=prefix, config={key: value})
+    result = compare([tmp_path])
+    assert sorted(block.conditions[key] for block in result.blocks) == sorted((before, other))
+    assert [{c.n_seeds for c in block.comparisons} for block in result.blocks] == [{5}, {5}]
+    (warning,) = [w for w in result.warnings if key in w]
+    assert mentions(warning, f"10 runs of {before}", f"10 runs of {other}")
+
+
 def test_two_runs_of_one_name_are_not_mixed_up(tmp_path: Path):
     candidate_KN, _ = drawn(1, 60)
     make_run(tmp_path / "a", "same", candidate_KN[0], seed=0)

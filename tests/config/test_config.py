@@ -18,7 +18,7 @@ from segexp.config.compose import compose, hydra_session
 from segexp.data import adapters
 from segexp.errors import UsageError
 from segexp.losses import LOSSES
-from segexp.records import flatten
+from segexp.records import NUMERICS, flatten
 from segexp.registry import NOT_NEGATIVE, Option, Range, Since
 
 VOLATILE = {
@@ -216,7 +216,7 @@ def test_a_record_without_a_later_option_means_as_before(default: Config) -> Non
 
 
 def test_another_version_of_the_numbers_is_another_run(default: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, later = identity(default, CONTENT), module.NUMERICS + 1
+    first, later = identity(default, CONTENT), NUMERICS + 1
     assert identity(default, CONTENT, numerics=later - 1) == first
     monkeypatch.setattr(module, "NUMERICS", later)
     assert identity(default, CONTENT) == identity(default, CONTENT, numerics=later) != first

@@ -125,7 +125,8 @@ def _answers(result: "Result", questions: Sequence[str]) -> "list[tuple[Block, t
     """The secondary analyses of each block that has run directories."""
     from segexp.compare.questions import answers_of
 
-    found = [(block, answers_of(block, questions, result.split, result.metric)) for block in result.blocks]
+    asked = questions, result.split, result.metric, result.loaded
+    found = [(block, answers_of(block, *asked)) for block in result.blocks]
     return [(block, of_block) for block, of_block in found if of_block]
 
 

@@ -5,7 +5,7 @@ Differences are candidate minus reference, also where lower is better. NaN: unde
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +14,8 @@ from segexp.records.scores import POINTS, SCORES, Score
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from segexp.records.runs import Run
 
 
 ALPHA = 0.05
@@ -393,7 +395,8 @@ class Result:
     with its directory ("" or a name in collected tables) and the score under ``metric``; convergence: see
     `segexp.compare.warnings.convergence_of`. n_family: tests over which p_holm of the comparisons is adjusted, those of
     ``others`` included; others: the results for further metrics and classes of
-    the same call, with their own warnings, without runs, unscored, provenance and convergence.
+    the same call, with their own warnings, without runs, unscored, provenance and convergence. loaded: all runs that
+    were read, with their images.
     """
 
     metric: Metric
@@ -413,6 +416,7 @@ class Result:
     convergence: Mapping[str, Any] = field(default_factory=dict)
     n_family: int = 0
     others: "tuple[Result, ...]" = ()
+    loaded: "Sequence[Run]" = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)

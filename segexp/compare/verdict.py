@@ -139,6 +139,7 @@ def compare(
         runs=tuple(_row(run, arms, first.metric) for run in runs),
         convergence=convergence,
         others=tuple(others),
+        loaded=loaded.runs,
     )
 
 

@@ -189,15 +189,16 @@ def read_table(path: Path, table: str, record: Mapping[str, Any] | None = None) 
     return read_typed(io.BytesIO(data), columns_of(table, record))
 
 
-def read_typed(source: Path | BinaryIO, kinds: Mapping[str, type]) -> "pd.DataFrame":
-    """`read_table` for any columns of the types str, int, float and bool."""
+def read_typed(source: Path | BinaryIO, kinds: Mapping[str, type], only: bool = False) -> "pd.DataFrame":
+    """`read_table` for any columns of the types str, int, float and bool. only: without the other columns."""
     import pandas as pd
 
     types = {name: {str: "str", int: "Int64", float: "float64", bool: "boolean"}[kind] for name, kind in kinds.items()}
     not_text = {name: [""] for name, kind in kinds.items() if kind is not str}
     # Floats are read exactly. The default of pandas 3 does so, and warns about the option.
     exact: dict[str, Any] = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
-    return pd.read_csv(source, dtype=types, keep_default_na=False, na_values=not_text, **exact)
+    more = exact | ({"usecols": [*kinds]} if only else {})
+    return pd.read_csv(source, dtype=types, keep_default_na=False, na_values=not_text, **more)
 
 
 def check_header(

@@ -550,23 +550,19 @@ def _parsed(
 ) -> list[Images | str]:
     """The images of several runs on a split, from the rows of their tables in any order, or why they cannot be used.
 
-    All runs are read at once, because pandas takes as long for a few rows as for thousands. layouts: those known so
-    far, which runs on the same images share; new ones are added.
+    layouts: those known so far, which runs on the same images share; new ones are added.
     """
     import numpy as np
+    import pandas as pd
 
     if not any(tables):
         return [f"there are no images on {split}"] * len(tables)
-    try:
-        run_R = np.repeat(np.arange(len(tables)), [_count_rows(table, len(names)) for table in tables])
-        kinds = {name: str if IMAGES.get(name) is str else float for name in names}
-        rows = read_typed(io.BytesIO(b"\n".join([",".join(names).encode(), b"".join(tables)])), kinds)
-        rows = rows.assign(run=run_R, group_id=rows.get("group_id", ""))
-    except (ValueError, csv.Error) as error:
-        if len(tables) == 1:
-            return [f"damaged: {first_line(error)}"]
-        half = len(tables) // 2
-        return [images for part in (tables[:half], tables[half:]) for images in _parsed(names, part, split, layouts)]
+    kinds = {name: str if IMAGES.get(name) is str else float for name in names}
+    frames, damaged = _together(names, dict(enumerate(tables)), kinds)
+    if not frames:
+        return [f"damaged: {why}" for why in damaged.values()]
+    rows = pd.concat(frames)
+    rows = rows.assign(group_id=rows.get("group_id", ""))
     rows = rows[rows["split"] == split].sort_values(["run", "image_id", "class_id"])
     image_ids, groups = (rows[name].to_numpy(dtype=object) for name in ("image_id", "group_id"))
     scores = [name for name in names if name in PER_IMAGE or name.startswith(OWN)]
@@ -577,9 +573,11 @@ def _parsed(
         numbers[name] = np.where(np.isinf(numbers[name]), np.nan, numbers[name])
     wrong_R = _impossible(numbers)
     read: list[Images | str] = []
-    for start, stop in itertools.pairwise(np.searchsorted(rows["run"], np.arange(len(tables) + 1))):
+    for n, (start, stop) in enumerate(itertools.pairwise(np.searchsorted(rows["run"], np.arange(len(tables) + 1)))):
         part = slice(start, stop)
         try:
+            if n in damaged:
+                raise ValueError(f"damaged: {damaged[n]}")
             if start == stop:
                 raise ValueError(f"there are no images on {split}")
             if wrong_R[part].any():
@@ -660,27 +658,58 @@ def read_tables(
     import pandas as pd
 
     needed = list(dict.fromkeys((*KEYS[table], *columns)))
-    frames: dict[int, pd.DataFrame] = {}
-    wrong: dict[int, str] = {}
+    whole = [name for name in needed if COLUMNS[table][name] is int]
+    kinds = {name: float if name in whole else COLUMNS[table][name] for name in needed}
+    waiting: dict[tuple[str, ...], dict[int, bytes]] = {}
+    frames, wrong = list[pd.DataFrame](), dict[int, str]()
+
+    def parse() -> None:
+        for names, tables in waiting.items():
+            found, damaged = _together(names, tables, kinds)
+            frames.extend(found)
+            wrong.update({n: f"{runs[n].path / table}.csv cannot be read: {why}" for n, why in damaged.items()})
+        waiting.clear()
+
     for number, run in enumerate(runs):
-        path = run.path / f"{table}.csv"
         try:
-            data = whole_table(run.path, run.record, table)
-            names = check_header(data.partition(b"\n")[0], path, is_column(table), needed)
-            kinds = {name: COLUMNS[table].get(name, float) for name in names}
-            frames[number] = read_typed(io.BytesIO(data), kinds)[needed]
+            header, _, data = whole_table(run.path, run.record, table).partition(b"\n")
+            names = check_header(header, run.path / f"{table}.csv", is_column(table), needed)
         except UsageError as error:
             wrong[number] = str(error)
-        except ValueError as error:
-            wrong[number] = f"{path} cannot be read: {' '.join(str(error).split())}"
+            continue
+        of_names = waiting.setdefault(tuple(names), {})
+        of_names[number] = data
+        if sum(map(len, of_names.values())) > _TOGETHER:
+            parse()
+    parse()
     if not frames:
         return None, wrong
-    # All runs at once, because pandas takes as long for a few rows as for thousands.
-    rows = pd.concat(frames.values(), keys=frames, names=["run"]).reset_index("run")
-    whole = [name for name in needed if COLUMNS[table][name] is int]
+    rows = pd.concat(frames).sort_values("run", kind="stable")[["run", *needed]]
     for what, bad in (
-        ("lacks whole numbers", rows[whole].isna().any(axis=1)),
+        ("lacks whole numbers", (rows[whole] % 1 != 0).any(axis=1)),
         ("repeats a row", rows.duplicated(["run", *KEYS[table]])),
     ):
         wrong |= {n: f"{runs[n].path / table}.csv {what}: {RESTORE}" for n in rows.loc[bad, "run"] if n not in wrong}
     return rows[~rows["run"].isin(list(wrong))].astype(dict.fromkeys(whole, "int64")), wrong
+
+
+def _together(
+    names: Sequence[str], tables: Mapping[int, bytes], kinds: Mapping[str, type]
+) -> "tuple[list[pd.DataFrame], dict[int, str]]":
+    """The columns ``kinds`` of tables (number -> rows, with the header ``names``), the number in the column "run"; and
+    why tables cannot be read. All at once, because pandas takes as long for a few rows as for thousands."""
+    import numpy as np
+
+    try:
+        run_R = np.repeat([*tables], [_count_rows(data, len(names)) for data in tables.values()])
+        rows = read_typed(
+            io.BytesIO(b"\n".join([",".join(names).encode(), b"".join(tables.values())])), kinds, only=True
+        )
+        return [rows.assign(run=run_R)], {}
+    except (ValueError, csv.Error) as error:
+        if len(tables) == 1:
+            return [], dict.fromkeys(tables, first_line(error))
+        numbers = [*tables]
+        parts = (numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :])
+        (a, wrong_a), (b, wrong_b) = (_together(names, {n: tables[n] for n in part}, kinds) for part in parts)
+        return [*a, *b], wrong_a | wrong_b

@@ -193,7 +193,7 @@ def further_blocks(result: Result, other: Result) -> tuple[Block, ...]:
 def _plain(value: Any) -> Any:
     """The value as strict JSON can hold it."""
     if dataclasses.is_dataclass(value):
-        skipped = ("units", "candidate_N", "reference_N", "titles", "own")
+        skipped = ("units", "candidate_N", "reference_N", "titles", "own", "loaded")
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name not in skipped}
     if isinstance(value, dict):
         return {str(key): _plain(v) for key, v in value.items()}

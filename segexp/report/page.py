@@ -118,7 +118,7 @@ def contents_of(result: Result) -> Contents:
     names = list(dict.fromkeys([*FIRST_QUESTIONS, *QUESTIONS]))
     answers, samples = [], []
     for block in result.blocks:
-        answers.append(answers_of(block, names, result.split, result.metric))
+        answers.append(answers_of(block, names, result.split, result.metric, result.loaded))
         reference = block.comparisons[0].reference if block.comparisons else ""
         # The policy of all runs or, where it differs between them, of this block.
         policy = block.conditions.get("metrics.empty_policy", result.empty_policy)

@@ -14,7 +14,7 @@ from tiny import tables, tiny_run, tiny_task
 import segexp
 from segexp.activations.head import LearnedOptions, learned_options
 from segexp.cli import main
-from segexp.compare.questions import QUESTIONS
+from segexp.compare.questions import ask
 from segexp.errors import UsageError
 from segexp.records import read_table
 from segexp.training import loop
@@ -77,12 +77,12 @@ def test_its_row_is_no_call_site(learned: Path) -> None:
 
 def test_the_report_gives_the_mean_of_what_was_learned(learned: Path, plain: Path) -> None:
     values = record_of(learned)["head"]["learned"]
-    answer = QUESTIONS["calibration"].answer({"learned": [learned], "plain": [plain]}, "test")
+    (answer,) = ask(["calibration"], {"learned": [learned], "plain": [plain]})
     row, other = answer.rows
     assert answer.titles["learned_tail"] == "learned tail"
     assert (row["learned_tail"], row["learned_slope"]) == (values["tail"], values["slope"])
     assert math.isnan(other["learned_tail"])
-    alone = QUESTIONS["calibration"].answer({"plain": [plain]}, "test")
+    (alone,) = ask(["calibration"], {"plain": [plain]})
     assert not [name for name in (*alone.rows[0], *alone.titles) if name.startswith("learned")]
 
 

@@ -4,6 +4,7 @@ Every module of this package is imported, and its name is that of the question. 
 is the whole entry: titles, and what it computes from the records of the runs.
 """
 
+import copy
 import importlib
 import math
 import os
@@ -13,17 +14,18 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
 from segexp.compare.result import METRICS, Answer, ArmScore, Block, Curve, Metric, Panel
 from segexp.errors import UsageError
-from segexp.evaluation import dice_and_iou, expected_calibration_error, fp_rate_empty, mean_or_nan, primary_score
+from segexp.evaluation import dice_and_iou, fp_rate_empty, primary_score
+from segexp.records import KEYS
 from segexp.records.runs import Run, run_at, shown_state
 from segexp.records.scores import SPLITS
-from segexp.records.tables import read_tables
+from segexp.records.tables import load, read_tables
 from segexp.registry import Registry
 
 IN_IMAGES = ("dice", "iou", "nsd", "hd95", "nll", "brier", "fp_rate_empty")
@@ -32,24 +34,30 @@ IN_IMAGES = ("dice", "iou", "nsd", "hd95", "nll", "brier", "fp_rate_empty")
 IN_BINS = ("ece15", "ece15_t")
 """Those that follow from bins.csv."""
 
+OF_EPOCHS, OF_TIMINGS = ("epoch", "split", "step", "loss", "dice"), ("epoch", "seconds", "images_per_s", "peak_mem_mib")
+OF_BINS = ("class_id", "region", "scaled", "bin", "n", "sum_p", "sum_y")
+
 NO_BINS = "activations without probabilities have no reliability diagram"
 
 BANDS = "Lines are means over runs, each of the same weight; bands reach from the lowest to the highest run."
 
 
-Compared = tuple[Sequence[ArmScore], Metric]
-ALONE: Compared = ((), METRICS["dice"])
+Compared = tuple[Sequence[ArmScore], Metric, Sequence[Run] | None]
+ALONE: Compared = ((), METRICS["dice"], None)
+"""What `compare` found: the ranking, its metric, and all runs with their images, None where they were not read."""
 
 
 class Reading:
     """The finished runs of each arm, and notes on the runs that are left out.
 
-    titles: a question may add titles of columns that depend on the runs; ranking, metric: what `compare` found.
+    titles: a question may add titles of columns that depend on the runs; ranking, metric: what `compare` found; every:
+    all runs, whose places are the column "run" of `rows`. Each record and table is read once, see `again`.
     """
 
     def __init__(self, arms: Mapping[str, Sequence[Path]], split: str, compared: Compared = ALONE) -> None:
         self.split, self.titles = split, dict[str, str]()
-        self.ranking, self.metric = compared
+        self.ranking, self.metric, self.loaded = compared
+        self._tables: dict[Any, tuple[pd.DataFrame | None, dict[int, str]]] = {}
         self.n_runs = sum(len(directories) for directories in arms.values())
         self._arm_of = {Path(os.path.abspath(path)): arm for arm, of_arm in arms.items() for path in of_arm}
         self._noted: dict[str, tuple[dict[Path, str], str]] = {}
@@ -58,6 +66,22 @@ class Reading:
             arm: [run for path in sorted(self._arm_of) if self._arm_of[path] == arm and (run := self._run(path))]
             for arm in arms
         }
+        self.every = [run for of_arm in self.runs.values() for run in of_arm]
+        self.arm_N = [arm for arm, of_arm in self.runs.items() for _ in of_arm]
+        self._left_out = copy.deepcopy(self._noted)
+
+    def again(self) -> "Reading":
+        """The same runs and tables for another question, with the notes on runs that no question can use."""
+        other = copy.copy(self)
+        other.titles, other._noted = {}, copy.deepcopy(self._left_out)
+        return other
+
+    def images(self) -> Mapping[Path, Run]:
+        """The runs with their scores per image, by directory."""
+        paths = [run.path for run in self.every]
+        if self.loaded is None:
+            self.loaded = load(paths, self.split).runs if paths else ()
+        return {run.path: run for run in self.loaded}
 
     def _run(self, path: Path) -> Run | None:
         try:
@@ -87,31 +111,49 @@ class Reading:
             lines.append(f"{len(counted)} of {self.n_runs} runs ({arms}): {what}{example and f'; {example}'}")
         return lines
 
-    def tables(
-        self, table: str, columns: Collection[str], why_empty: str, **only: str
-    ) -> dict[str, list[tuple[Run, pd.DataFrame]]]:
-        """Each arm's runs with these columns of a table, of the rows where the columns ``only`` have these values.
+    def rows(self, table: str, columns: Collection[str], why_empty: str, **only: str) -> pd.DataFrame:
+        """These columns of a table of all runs, of the rows where the columns ``only`` have these values, in order of
+        the runs; the column "run" is the place of the run in ``every``.
 
         Runs whose table cannot be used, or has no such rows, are left out with a note; why_empty: the harmless reason
         for no rows. Whole numbers have no missing values.
         """
-        runs = [run for of_arm in self.runs.values() for run in of_arm]
-        rows, wrong = read_tables(runs, table, columns)
+        key = table, *columns
+        if key not in self._tables:
+            self._tables[key] = read_tables(self.every, table, columns)
+        rows, wrong = self._tables[key]
         for number, reason in wrong.items():
-            self.note(f"left out of {table}.csv, which is missing, incomplete or damaged", runs[number], reason)
-        parts: dict[Any, pd.DataFrame] = {}
-        if rows is not None:
-            for name, value in only.items():
-                rows = rows[rows[name] == value]
-            parts = dict(iter(rows[["run", *columns]].groupby("run")))
-        found: dict[str, list[tuple[Run, pd.DataFrame]]] = {arm: [] for arm in self.runs}
-        values = "".join(f" of {value}" for value in only.values())
-        for number, run in enumerate(runs):
-            if number in parts:
-                found[self._arm_of[run.path]].append((run, parts[number]))
-            elif number not in wrong:
+            self.note(f"left out of {table}.csv, which is missing, incomplete or damaged", self.every[number], reason)
+        if rows is None:
+            rows = pd.DataFrame(columns=[*dict.fromkeys(("run", *KEYS[table], *columns))], dtype=float)
+        for name, value in only.items():
+            rows = rows[rows[name] == value]
+        values, known = "".join(f" of {value}" for value in only.values()), set(rows["run"])
+        for number, run in enumerate(self.every):
+            if number not in known and number not in wrong:
                 self.note(f"no rows{values} in {table}.csv{why_empty and f': {why_empty}'}", run)
+        return rows
+
+    def of_arms(self, values: pd.Series) -> dict[str, list[float]]:
+        """arm -> the values of its runs, of a series by the place of the run in ``every``; not of runs without one."""
+        found: dict[str, list[float]] = {arm: [] for arm in self.runs}
+        for number, value in values.sort_index().items():
+            found[self.arm_N[cast(int, number)]].append(float(value))
         return found
+
+    def curves(self, values: pd.Series, least: float = 0.0) -> tuple[Curve, ...]:
+        """A band over runs for each arm, of a series by run and place. n: runs that have a value at the place; places
+        of fewer than ``least`` of the arm's runs are left out."""
+        found = []
+        table = values.unstack(level=0)
+        for arm in self.runs:
+            of_arm = table[[n for n in table if self.arm_N[cast(int, n)] == arm]]
+            count = of_arm.count(axis=1)
+            of_arm = of_arm[(count > 0) & (count >= least * of_arm.shape[1])]
+            parts = (of_arm.mean(axis=1), of_arm.min(axis=1), of_arm.max(axis=1), of_arm.count(axis=1))
+            y, low, high, n = (tuple(float(value) for value in part) for part in parts)
+            found.append(Curve(arm, tuple(float(place) for place in of_arm.index), y, low, high, n))
+        return tuple(found)
 
     def scores(self, *names: str) -> dict[str, dict[str, list[float]]]:
         """arm -> name -> score of each run on the split, NaN where there is none: those of ``names`` in the summary."""
@@ -132,19 +174,17 @@ class Reading:
     def _of_split(self, names: Collection[str]) -> dict[Path, dict[str, float]]:
         """Scores by run directory from the tables, as the summary, which is of the test split, has them."""
         # A temperature belongs to the run.
-        known = {run.path: {"temperature": run.number("temperature")} for runs in self.runs.values() for run in runs}
+        known = {run.path: {"temperature": run.number("temperature")} for run in self.every}
         if not set(names).isdisjoint(IN_IMAGES):
             of_cells = ("image_id", "class_id", "group_id", "tp", "fp", "fn", "nsd", "hd95", "nll", "brier")
-            for found in self.tables("images", of_cells, "", split=self.split).values():
-                for run, frame in found:
-                    known[run.path] |= scores_of_images(frame, run.config.get("metrics.empty_policy", "reference"))
+            for place, frame in self.rows("images", of_cells, "", split=self.split).groupby("run"):
+                run = self.every[cast(int, place)]
+                known[run.path] |= scores_of_images(frame, run.config.get("metrics.empty_policy", "reference"))
         if not set(names).isdisjoint(IN_BINS):
-            of_bins = ("class_id", "region", "scaled", "n", "sum_p", "sum_y")
-            for found in self.tables("bins", of_bins, NO_BINS, split=self.split).values():
-                for run, frame in found:
-                    known[run.path] |= {
-                        name: calibration_error(frame, "all", scaled) for scaled, name in enumerate(IN_BINS)
-                    }
+            bins = self.rows("bins", OF_BINS, NO_BINS, split=self.split)
+            for scaled, name in enumerate(IN_BINS):
+                for number, value in calibration_errors(bins, "all", scaled).items():
+                    known[self.every[cast(int, number)].path][name] = float(value)
         return known
 
 
@@ -170,11 +210,12 @@ def scores_of_images(images: pd.DataFrame, policy: Any) -> dict[str, float]:
     }
 
 
-def calibration_error(bins: pd.DataFrame, region: str, scaled: int) -> float:
-    """Mean over classes of the expected calibration error, from the rows of bins.csv of one run and split."""
+def calibration_errors(bins: pd.DataFrame, region: str, scaled: int) -> pd.Series:
+    """Mean over classes of the expected calibration error of each run, from the rows of bins.csv of one split."""
     rows = bins[(bins["region"] == region) & (bins["scaled"] == scaled)]
-    by_class = (part[["n", "sum_p", "sum_y"]].to_numpy() for _, part in rows.groupby("class_id"))
-    return mean_or_nan(np.array([expected_calibration_error(table) for table in by_class]))
+    gap = (rows["sum_y"] - rows["sum_p"]).abs()
+    sums = rows.assign(gap=gap).groupby(["run", "class_id"])[["gap", "n"]].sum()
+    return (sums["gap"] / sums["n"].where(sums["n"] > 0)).groupby("run").mean()
 
 
 def mean_and_sd(name: str, values: Iterable[float]) -> dict[str, float]:
@@ -190,22 +231,6 @@ def points_of(arm: str, x: Iterable[float], y: Iterable[float]) -> Curve:
     """A point for each run of which both values are known."""
     known = [(a, b) for a, b in zip(x, y, strict=True) if not math.isnan(a + b)]
     return Curve(arm, tuple(a for a, _ in known), tuple(b for _, b in known))
-
-
-def band_over_runs(arm: str, lines: Iterable[pd.Series], least: float = 0.0) -> Curve:
-    """The mean over runs at each place, each line's index, with the lowest and the highest run around it.
-
-    n: runs that have a value there; places of fewer than ``least`` of all runs are left out.
-    """
-    known = list(lines)
-    if not known:
-        return Curve(arm, (), ())
-    table = pd.concat(known, axis=1).sort_index()
-    count = table.count(axis=1)
-    table = table[(count > 0) & (count >= least * len(known))]
-    parts = (table.mean(axis=1), table.min(axis=1), table.max(axis=1), table.count(axis=1))
-    y, low, high, n = (tuple(float(value) for value in part) for part in parts)
-    return Curve(arm, tuple(float(place) for place in table.index), y, low, high, n)
 
 
 def near_the_best(curves: Iterable[Curve]) -> float:
@@ -258,9 +283,8 @@ class Question:
     titles: Mapping[str, str]
     analyse: Callable[[Reading], Findings]
 
-    def answer(self, arms: Mapping[str, Sequence[Path]], split: str, compared: Compared = ALONE) -> Answer:
+    def answer(self, reading: Reading) -> Answer:
         """The answer, with notes on runs that lack what is needed."""
-        reading = Reading(arms, split, compared)
         rows, panels, notes = self.analyse(reading)
         titles = {**self.titles, **reading.titles}
         return Answer(self.name, self.title, tuple(rows), drawn(panels), (*notes, *reading.notes()), titles)
@@ -290,13 +314,18 @@ def ask(
     """
     if split not in SPLITS:
         raise UsageError(f"split {split}: choose {' or '.join(SPLITS)}")
-    return [asked.answer(arms, split, compared) for asked in [QUESTIONS.find(name) for name in names]]
+    asked = [QUESTIONS.find(name) for name in names]
+    reading = Reading(arms, split, compared)
+    return [one.answer(reading.again()) for one in asked]
 
 
-def answers_of(block: Block, names: Sequence[str], split: str, metric: Metric) -> tuple[Answer, ...]:
-    """The answers for the arms of a block; none for collected tables, which have no run directories."""
+def answers_of(
+    block: Block, names: Sequence[str], split: str, metric: Metric, loaded: Sequence[Run] | None = None
+) -> tuple[Answer, ...]:
+    """The answers for the arms of a block; none for collected tables, which have no run directories. loaded: all runs
+    with their images, if they have been read."""
     arms = {arm.arm: [Path(directory) for directory in arm.directories] for arm in block.ranking if arm.directories}
-    return tuple(ask(names, arms, split, (block.ranking, metric))) if arms else ()
+    return tuple(ask(names, arms, split, (block.ranking, metric, loaded))) if arms else ()
 
 
 for _module in pkgutil.iter_modules(__path__):

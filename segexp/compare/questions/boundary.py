@@ -26,14 +26,15 @@ def boundary(reading: Reading) -> Findings:
     classes with a reference where nothing is predicted; they enter nsd with 0 and hd95 with the diagonal of the image.
     """
     scores = reading.scores("nsd", "hd95", "dice")
-    images = reading.tables("images", ("n_gt", "n_pred"), "", split=reading.split)
+    images = reading.rows("images", ("n_gt", "n_pred"), "", split=reading.split)
+    held = images[images["n_gt"] > 0]
+    missed = reading.of_arms((held["n_pred"] == 0).groupby(held["run"]).mean())
     rows, points = [], []
     for arm, runs in reading.runs.items():
-        missed = [float((frame.loc[frame["n_gt"] > 0, "n_pred"] == 0).mean()) for _, frame in images[arm]]
         row: dict[str, Any] = {"arm": arm, "n_runs": len(runs)}
         for name in ("dice", "nsd", "hd95"):
             row |= mean_and_sd(name, scores[arm][name])
-        row |= mean_and_sd("missed", missed)
+        row |= mean_and_sd("missed", missed[arm])
         row |= {
             "unit": _one(
                 unit_of(SCORES["hd95"], run.config.get("dataset.spacing"), run.summary.get("distance_unit"))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from segexp.compare.questions import NO_BINS, Findings, Reading, calibration_error, mean_and_sd, question
+from segexp.compare.questions import NO_BINS, OF_BINS, Findings, Reading, calibration_errors, mean_and_sd, question
 from segexp.compare.result import Curve, Panel
 from segexp.records.scores import LEARNED
 
@@ -40,8 +40,8 @@ def calibration(reading: Reading) -> Findings:
     reference boundary; each bin pools the n pixels of all runs and classes.
     """
     scores = reading.scores(*SCORES)
-    columns = ("class_id", "region", "scaled", "bin", "n", "sum_p", "sum_y")
-    bins = reading.tables("bins", columns, NO_BINS, split=reading.split)
+    bins = reading.rows("bins", OF_BINS, NO_BINS, split=reading.split)
+    errors = [reading.of_arms(calibration_errors(bins, "boundary", scaled)) for scaled in (0, 1)]
     all_runs = [run for runs in reading.runs.values() for run in runs]
     learned = [name for name in LEARNED if not all(math.isnan(run.number(name)) for run in all_runs)]
     reading.titles |= {name: name.replace("_", " ") for name in learned}
@@ -50,12 +50,13 @@ def calibration(reading: Reading) -> Findings:
         row: dict[str, Any] = {"arm": arm, "n_runs": len(runs)}
         for name in SCORES:
             row |= mean_and_sd(name, scores[arm][name])
-        for scaled, name in enumerate(("ece15_boundary", "ece15_boundary_t")):
-            row |= mean_and_sd(name, [calibration_error(frame, "boundary", scaled) for _, frame in bins[arm]])
+        for name, of_arms in zip(("ece15_boundary", "ece15_boundary_t"), errors, strict=True):
+            row |= mean_and_sd(name, of_arms[arm])
         for name in learned:
             row |= mean_and_sd(name, [run.number(name) for run in runs])
         rows.append(row)
-    pooled = {arm: pd.concat([frame for _, frame in found]) for arm, found in bins.items() if found}
+    arm_R = bins["run"].map(dict(enumerate(reading.arm_N)))
+    pooled = {arm: bins[arm_R == arm] for arm in reading.runs if (arm_R == arm).any()}
     panels = []
     for name, (title, region, scaled) in DIAGRAMS.items():
         curves = tuple(_reliability(arm, frame, region, scaled) for arm, frame in pooled.items())

@@ -7,9 +7,10 @@ import pandas as pd
 
 from segexp.compare.questions import (
     BANDS,
+    OF_EPOCHS,
+    OF_TIMINGS,
     Findings,
     Reading,
-    band_over_runs,
     mean_and_sd,
     near_the_best,
     question,
@@ -50,41 +51,29 @@ def convergence(reading: Reading) -> Findings:
     validation Dice, and the time until its end. epochs: completed epochs; share_at_limit: share of runs that stopped at
     trainer.epochs before trainer.patience ran out. Always of the validation split.
     """
-    columns = ("epoch", "split", "loss", "dice")
-    epochs: dict[str, list[tuple[Run, dict[str, pd.DataFrame]]]] = {arm: [] for arm in reading.runs}
-    for arm, found in reading.tables("epochs", columns, "").items():
-        for run, frame in found:
-            ordered = frame.set_index("epoch").sort_index()
-            epochs[arm].append((run, {part: ordered[ordered["split"] == part] for part in ("train", "val")}))
-    timings = {
-        run.path: frame.set_index("epoch")["seconds"].sort_index()
-        for found in reading.tables("timings", ("epoch", "seconds"), "").values()
-        for run, frame in found
-    }
-    alike = timed_alike(reading)
+    epochs = reading.rows("epochs", OF_EPOCHS, "")
+    val = epochs[(epochs["split"] == "val") & epochs["dice"].notna()]
+    every, best = epochs["run"].unique(), val.groupby("run")["dice"].max()
+    near = val[(val["dice"] >= NEAR * val["run"].map(best)) & (val["run"].map(best) > 0)]
+    to_95 = near.groupby("run")["epoch"].min().astype(float).reindex(every)
+    for n in to_95.index[to_95.isna()]:
+        reading.note("never converged: no validation Dice above 0", reading.every[n])
+    alike, seconds = timed_alike(reading), _until(reading.rows("timings", OF_TIMINGS, ""), to_95)
+    timed = seconds[[reading.every[n].path in alike for n in seconds.index]]
+    found = {"best_val_dice": best, "epochs_to_95": to_95, "seconds_to_95": timed}
+    of_arms = {name: reading.of_arms(values) for name, values in found.items()}
     rows = []
     for arm, runs in reading.runs.items():
-        best, to_95, seconds = [], [], []
-        for run, tables in epochs[arm]:
-            dice = tables["val"]["dice"].dropna()
-            best.append(float(dice.max()) if len(dice) else math.nan)
-            # NaN where the best is 0.
-            to_95.append(float(dice.index[dice >= NEAR * dice.max()][0]) if (dice > 0).any() else math.nan)
-            if math.isnan(to_95[-1]):
-                reading.note("never converged: no validation Dice above 0", run)
-            if run.path in alike and run.path in timings:
-                seconds.append(_until(timings[run.path], to_95[-1]))
         row: dict[str, Any] = {"arm": arm, "n_runs": len(runs)}
-        row |= mean_and_sd("best_val_dice", best) | mean_and_sd("epochs_to_95", to_95)
-        row |= mean_and_sd("seconds_to_95", seconds)
+        for name, values in of_arms.items():
+            row |= mean_and_sd(name, values[arm])
         row |= mean_and_sd("best_epoch", [run.number("best_epoch") for run in runs])
         row |= mean_and_sd("epochs", [run.number("epochs") for run in runs])
         row["share_at_limit"] = sum(_at_limit(run) for run in runs) / len(runs) if runs else math.nan
         rows.append(row)
     panels = []
     for name, (title, y_label, part, column) in PANELS.items():
-        lines = {arm: [tables[part][column] for _, tables in found] for arm, found in epochs.items()}
-        curves = tuple(band_over_runs(arm, known, least=DRAWN) for arm, known in lines.items())
+        curves = reading.curves(epochs[epochs["split"] == part].set_index(["run", "epoch"])[column], least=DRAWN)
         of_dice = column == "dice"
         y_from = near_the_best(curves) if of_dice else math.nan
         panels.append(Panel(name, title, "epoch", y_label, curves, y_points=of_dice, y_from=y_from))
@@ -96,12 +85,11 @@ def convergence(reading: Reading) -> Findings:
     return rows, panels, notes
 
 
-def _until(seconds: pd.Series, epoch: float) -> float:
-    """Seconds from the first epoch until the end of ``epoch``; NaN where one is missing."""
-    if math.isnan(epoch):
-        return math.nan
-    until = seconds[seconds.index <= epoch]
-    return float(until.sum()) if len(until) == epoch and not until.isna().any() else math.nan
+def _until(timings: pd.DataFrame, epochs: pd.Series) -> pd.Series:
+    """Seconds of each run from its first epoch until the end of one; NaN where one is missing."""
+    last = timings["run"].map(epochs)
+    until = timings[timings["epoch"] <= last].groupby("run")["seconds"]
+    return until.sum().where(until.count() == epochs.reindex(until.count().index))
 
 
 def _at_limit(run: Run) -> bool:

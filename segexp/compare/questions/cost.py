@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from segexp.compare.questions import Findings, Reading, mean_and_sd, question, timed_alike
+from segexp.compare.questions import OF_EPOCHS, OF_TIMINGS, Findings, Reading, mean_and_sd, question, timed_alike
 from segexp.compare.result import Curve, Panel
 
 MEASURED = ("ms_per_step", "images_per_s", "peak_mem_mib", "seconds")
@@ -53,23 +53,19 @@ def cost(reading: Reading) -> Findings:
 
 def _costs(reading: Reading) -> dict[str, list[dict[str, float]]]:
     """arm -> `MEASURED` of each run that ran on the machine shared by all arms."""
-    columns = ("epoch", "seconds", "images_per_s", "peak_mem_mib")
-    timings = reading.tables("timings", columns, "")
+    timings = reading.rows("timings", OF_TIMINGS, "").groupby("run")
     # ``step`` counts all steps so far; every epoch has the same number.
-    steps = {
-        run.path: float(frame["step"].max() / frame["epoch"].max())
-        for found in reading.tables("epochs", ("epoch", "step"), "", split="train").values()
-        for run, frame in found
-    }
-    alike = timed_alike(reading)
+    trained = reading.rows("epochs", OF_EPOCHS, "", split="train").groupby("run")[["step", "epoch"]].max()
+    alike, steps = timed_alike(reading), trained["step"] / trained["epoch"]
+    rates, memory = timings["images_per_s"].median(), timings["peak_mem_mib"].max()
+    seconds = timings["seconds"].agg(lambda of_run: of_run.sum(skipna=False))
     costs: dict[str, list[dict[str, float]]] = {arm: [] for arm in reading.runs}
-    for arm, found in timings.items():
-        for run, frame in (timed for timed in found if timed[0].path in alike):
-            rate = float(frame["images_per_s"].median())
+    for n, run in enumerate(reading.every):
+        if n in rates and run.path in alike:
             # Of training alone: the seconds of an epoch include validation.
-            ms = 1000 * run.number("n_train") / steps.get(run.path, math.nan) / rate
-            memory, seconds = float(frame["peak_mem_mib"].max()), float(frame["seconds"].sum(skipna=False))
-            costs[arm].append(dict(zip(MEASURED, (ms, rate, memory, seconds), strict=True)))
+            ms = 1000 * run.number("n_train") / float(steps.get(n, math.nan)) / float(rates[n])
+            known = (ms, float(rates[n]), float(memory[n]), float(seconds[n]))
+            costs[reading.arm_N[n]].append(dict(zip(MEASURED, known, strict=True)))
     return costs
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from segexp.compare.formatting import signed
-from segexp.compare.questions import BANDS, Findings, Reading, band_over_runs, mean_and_sd, points_of, question
+from segexp.compare.questions import BANDS, Findings, Reading, mean_and_sd, points_of, question
 from segexp.compare.result import Panel
 from segexp.records.runs import Run
 
@@ -72,13 +72,11 @@ def diagnostics(reading: Reading) -> Findings:
         title, log_x = f"Dice against {label.split(' (')[0]}, one point per run", name == "gradient_ratio"
         curves = tuple(points_of(arm, known[name], scores[arm]["dice"]) for arm, known in measured.items())
         panels.append(Panel(f"{name}_score", title, label, "Dice", curves, "points", log_x=log_x, y_points=True))
-    depths = reading.tables("diagnostics", ("depth", *BY_DEPTH), "no hidden activation was measured", probe="val")
+    looks = reading.rows("diagnostics", ("depth", *BY_DEPTH), "no hidden activation was measured", probe="val")
+    depths = looks.groupby(["run", "depth"])[[*BY_DEPTH]].mean()
     for name, (title, label) in BY_DEPTH.items():
-        lines = {arm: [frame.groupby("depth")[name].mean() for _, frame in found] for arm, found in depths.items()}
-        curves = tuple(band_over_runs(arm, known) for arm, known in lines.items())
-        panels.append(
-            Panel(f"{name}_depth", title, "call site, from the input", label, curves, log_y=name == "grad_norm")
-        )
+        about = title, "call site, from the input", label
+        panels.append(Panel(f"{name}_depth", *about, reading.curves(depths[name]), log_y=name == "grad_norm"))
     return rows, panels, [*_correlations(measured, scores), BANDS]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from segexp.compare.questions import BANDS, Findings, Reading, band_over_runs, mean_and_sd, question
+from segexp.compare.questions import BANDS, Findings, Reading, mean_and_sd, question
 from segexp.compare.result import Panel
 from segexp.evaluation.objects import FOUND
 from segexp.records.formatting import pluralize
@@ -44,29 +44,23 @@ def objects(reading: Reading) -> Findings:
     images and classes without reference where anything is predicted. Where a run has no objects.csv, as those of
     earlier versions, `_of_cells` is the answer.
     """
-    runs = [run for of_arm in reading.runs.values() for run in of_arm]
-    if not runs or not all("objects" in run.record.get("n_rows_expected", {}) for run in runs):
+    if not reading.every or not all("objects" in run.record.get("n_rows_expected", {}) for run in reading.every):
         return _of_cells(reading)
-    images = reading.tables("images", ("n_gt", "n_pred"), "", split=reading.split)
-    read = reading.tables("objects", (*OBJECT, "n_pixels", "iou"), "no object of any class", split=reading.split)
-    found = {arm: [frame.assign(size=frame["n_pixels"]) for _, frame in of_arm] for arm, of_arm in read.items()}
-    every = [frame for frames in found.values() for frame in frames]
-    distinct = pd.concat(every).drop_duplicates(OBJECT)["size"] if every else pd.Series(dtype=float)
+    images = reading.rows("images", ("n_gt", "n_pred"), "", split=reading.split)
+    found = reading.rows("objects", (*OBJECT, "n_pixels", "iou"), "no object of any class", split=reading.split)
+    distinct = found.drop_duplicates([*OBJECT])["n_pixels"]
     edges, places = _bins(distinct)
+    found = found.assign(bin=_bin(found["n_pixels"], edges))
     rows: list[dict[str, Any]] = [{"arm": arm, "n_runs": len(of_arm)} for arm, of_arm in reading.runs.items()]
     panels = []
     for threshold, name in zip(FOUND, ("recall", "recall_50"), strict=True):
-        curves = []
-        for row, (arm, frames) in zip(rows, found.items(), strict=True):
-            lines = [(frame["iou"] > threshold).groupby(_bin(frame["size"], edges)).mean() for frame in frames]
-            row.update(_ends(name, lines, len(edges)))
-            curves.append(band_over_runs(arm, [line.rename(places) for line in lines]))
+        shares = (found["iou"] > threshold).groupby([found["run"], found["bin"]]).mean()
+        _add_ends(reading, rows, name, shares, len(edges))
+        curves = reading.curves(shares.rename(places, level="bin"))
         title, x_label = f"Objects found at IoU > {threshold}", "size of the object (pixels)"
         key = "objects" if name == "recall" else f"objects_{name}"
-        panels.append(Panel(key, title, x_label, "share", tuple(curves), log_x=True, y_points=True))
-    for row, arm in zip(rows, reading.runs, strict=True):
-        absent = [frame.loc[frame["n_gt"] == 0, "n_pred"] for _, frame in images[arm]]
-        row.update(mean_and_sd("fp_rate_empty", [float((n_pred > 0).mean()) for n_pred in absent]))
+        panels.append(Panel(key, title, x_label, "share", curves, log_x=True, y_points=True))
+    _add_false_alarms(reading, rows, images[images["n_gt"] == 0])
     number = pluralize(len(distinct), "object")
     what = "connected components of the reference; sizes in pixels as scored, in voxels of volumes"
     notes = [f"{number} {_in_bins(len(places))}: {what}."]
@@ -82,43 +76,41 @@ def _of_cells(reading: Reading) -> Findings:
     fp_rate_empty: share of the cells without reference where anything is predicted.
     """
     columns = ("image_id", "class_id", "n_valid", "n_gt", "n_pred", "dice")
-    read = reading.tables("images", columns, "", split=reading.split)
-    cells: dict[str, list[pd.DataFrame]] = {arm: [] for arm in read}
-    for arm, frame in ((arm, frame) for arm, found in read.items() for _, frame in found):
-        counted = frame[frame["n_valid"] > 0]  # without valid pixels there is no size
-        cells[arm].append(counted.assign(size=counted["n_gt"] / counted["n_valid"]))
-    every = [frame for frames in cells.values() for frame in frames]
+    cells = reading.rows("images", columns, "", split=reading.split)
+    cells = cells[cells["n_valid"] > 0]  # without valid pixels there is no size
+    cells = cells.assign(size=cells["n_gt"] / cells["n_valid"])
     # Every cell once, whichever run it was read from.
-    distinct = pd.concat(every).drop_duplicates(["image_id", "class_id"]) if every else pd.DataFrame({"size": []})
+    distinct = cells.drop_duplicates(["image_id", "class_id"])
     edges, places = _bins(distinct.loc[distinct["size"] > 0, "size"])
-    rows, curves = [], []
-    for arm, runs in reading.runs.items():
-        held = [frame[frame["size"] > 0] for frame in cells[arm]]
-        by_bin = [frame.groupby(_bin(frame["size"], edges))["dice"].mean() for frame in held]
-        rows.append({"arm": arm, "n_runs": len(runs)} | _row(cells[arm], held, by_bin, len(edges)))
-        curves.append(band_over_runs(arm, [line.rename(places) for line in by_bin]))
+    held = cells[cells["size"] > 0]
+    by_bin = held["dice"].groupby([held["run"], pd.Series(_bin(held["size"], edges), held.index, name="bin")]).mean()
+    rows: list[dict[str, Any]] = [{"arm": arm, "n_runs": len(runs)} for arm, runs in reading.runs.items()]
+    _add_ends(reading, rows, "dice", by_bin, len(edges))
+    slopes = {n: _slope(of_run) for n, of_run in held.groupby("run") if len(edges)}
+    of_arms = reading.of_arms(pd.Series(slopes, dtype=float))
+    for row in rows:
+        row.update(mean_and_sd("slope", of_arms[row["arm"]]))
+    _add_false_alarms(reading, rows, cells[cells["size"] == 0])
+    curves = reading.curves(by_bin.rename(places, level="bin"))
     title, x_label = "Dice by size of the reference", "size (share of the image)"
-    panel = Panel("objects", title, x_label, "Dice", tuple(curves), log_x=True, y_points=True)
+    panel = Panel("objects", title, x_label, "Dice", curves, log_x=True, y_points=True)
     return rows, [panel], [*_notes(distinct, len(places)), BANDS]
 
 
-def _row(
-    cells: Sequence[pd.DataFrame], held: Sequence[pd.DataFrame], by_bin: Sequence[pd.Series], last: int
-) -> dict[str, float]:
-    """Mean and sd over an arm's runs. held: cells with a reference; by_bin: their Dice by bin, 0 to ``last``."""
-    absent = [frame.loc[frame["size"] == 0, "n_pred"] for frame in cells]
-    return (
-        _ends("dice", by_bin, last)
-        | mean_and_sd("slope", [_slope(frame) for frame in held if last])
-        | mean_and_sd("fp_rate_empty", [float((n_pred > 0).mean()) for n_pred in absent])
-    )
-
-
-def _ends(name: str, by_bin: Sequence[pd.Series], last: int) -> dict[str, float]:
-    """Mean and sd over runs of the outermost bins, 0 and ``last``."""
+def _add_ends(reading: Reading, rows: Sequence[dict[str, Any]], name: str, by_bin: pd.Series, last: int) -> None:
+    """Add mean and sd over runs of the outermost bins, 0 and ``last``; by_bin: by run and bin."""
     # With a single bin the smallest and the largest would be the same, and sizes too similar for a slope.
-    smallest, largest = ([line.get(end, math.nan) for line in by_bin if last] for end in (0, last))
-    return mean_and_sd(f"{name}_smallest", smallest) | mean_and_sd(f"{name}_largest", largest)
+    for end, what in ((0, "smallest"), (last, "largest")):
+        of_arms = reading.of_arms(by_bin[by_bin.index.get_level_values("bin") == end].droplevel("bin"))
+        for row in rows:
+            row.update(mean_and_sd(f"{name}_{what}", of_arms[row["arm"]] if last else []))
+
+
+def _add_false_alarms(reading: Reading, rows: Sequence[dict[str, Any]], absent: pd.DataFrame) -> None:
+    """Add the share of images and classes without reference where anything is predicted."""
+    of_arms = reading.of_arms((absent["n_pred"] > 0).groupby(absent["run"]).mean())
+    for row in rows:
+        row.update(mean_and_sd("fp_rate_empty", of_arms[row["arm"]]))
 
 
 def _in_bins(n_bins: int) -> str:

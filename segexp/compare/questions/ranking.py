@@ -17,7 +17,6 @@ from segexp.compare.questions import Findings, Reading, question
 from segexp.compare.result import ALPHA, FEWEST_SEEDS, METRICS, Curve, Panel
 from segexp.compare.scorer import Runs, Scorer, complete_seeds, sizes
 from segexp.records.formatting import pluralize
-from segexp.records.tables import load
 
 DRAWS, BATCH = 2000, 100
 COLUMNS = {"mean": "mean", "rank": "rank", "rank_low": "from", "rank_high": "to (95 %)", "p_best": "P(best) (%)"}
@@ -67,8 +66,7 @@ def _of_metrics(reading: Reading) -> list[Panel]:
 
 def _scored(reading: Reading) -> tuple[Scorer, dict[str, Runs]]:
     """arm -> its runs with a score, with their images; none of an arm with collected runs."""
-    paths = [run.path for runs in reading.runs.values() for run in runs]
-    found = {run.path: run for run in load(paths, reading.split).runs} if paths else {}
+    found = reading.images()
     arms: dict[str, Runs] = {key: {} for key in reading.runs}
     for arm in (arm for arm in reading.ranking if len(arm.directories) == len(arm.seeds) > 0):
         keys = (RunKey(*name.rpartition(", seed ")[::2]) for name in arm.seeds)  # ("fold 2", "0"), or ("", "0")

@@ -9,13 +9,14 @@ over log-odds, which separate thresholds close to 0 or 1. Heads without probabil
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
 
 from segexp.compare.questions import BANDS, Findings, Reading, mean_and_sd, near_the_best, question
 from segexp.compare.result import Curve, Panel
-from segexp.records.runs import Run
 
 PLATEAU = 0.01
 """Thresholds with a Dice at most this much below the best are on the plateau."""
@@ -69,12 +70,12 @@ def threshold(reading: Reading) -> Findings:
     threshold tuned on validation (test only). threshold_tuned, plateau_low, plateau_high, plateau_width: probabilities;
     the plateau are the thresholds around the best with a Dice within `PLATEAU` of it.
     """
-    read = reading.tables("thresholds", ("class_id", "threshold", "dice"), SOFTMAX, split=reading.split)
-    rows, cuts = [], {}
-    if any(reading.runs.values()) and not any(read.values()):
-        return [], [], []  # the note of `Reading.tables` says why
+    read = reading.rows("thresholds", ("class_id", "threshold", "dice"), SOFTMAX, split=reading.split)
+    if reading.every and read.empty:
+        return [], [], []  # the note of `Reading.rows` says why
+    rows, cuts, found = [], {}, _cuts(reading, read)
     for arm, runs in reading.runs.items():
-        known = [(run, cut) for run, frame in read[arm] if (cut := _cut(reading, run, frame)) is not None]
+        known = [(run, found[run.path]) for run in runs if run.path in found]
         cuts[arm] = [cut for _, cut in known]
         plateaus = [_plateau(cut) for cut in cuts[arm]]
         default = [float(cut.at(np.zeros(1))[0]) for cut in cuts[arm]]
@@ -99,13 +100,18 @@ def threshold(reading: Reading) -> Findings:
     return rows, _panels(cuts), notes
 
 
-def _cut(reading: Reading, run: Run, thresholds: pd.DataFrame) -> Cut | None:
-    by_threshold = thresholds.groupby("threshold")["dice"].mean().dropna()  # over classes; those never seen are NaN
-    if by_threshold.empty:
-        reading.note("no Dice at any threshold, because no image holds a class", run)
-        return None
-    # A run without temperature has no probabilities.
-    return Cut(by_threshold.index.to_numpy(), by_threshold.to_numpy(), raw=math.isnan(run.number("temperature")))
+def _cuts(reading: Reading, thresholds: pd.DataFrame) -> dict[Path, Cut]:
+    """The curve of each run, by directory."""
+    means = thresholds.groupby(["run", "threshold"])["dice"].mean()  # over classes; those never seen are NaN
+    cuts = {}
+    for number, of_run in means.groupby("run"):
+        run, curve = reading.every[cast(int, number)], of_run.droplevel("run").dropna()
+        if curve.empty:
+            reading.note("no Dice at any threshold, because no image holds a class", run)
+            continue
+        # A run without temperature has no probabilities.
+        cuts[run.path] = Cut(curve.index.to_numpy(), curve.to_numpy(), raw=math.isnan(run.number("temperature")))
+    return cuts
 
 
 def _plateau(cut: Cut) -> tuple[float, float]:

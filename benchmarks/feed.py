@@ -2,21 +2,28 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
+import segexp
 from benchmarks import Row, benchmark, counted, in_turns, ratios
 from segexp.data import torch_seeded
 from segexp.data.augment import make_augment
 from segexp.data.batches import InputGeometry, Normalisation, make_reader, resident, training_batches
 from segexp.data.image_set import AugmentConfig, ImageSet, Pair
+from segexp.evaluation.boundary import boundary_scores
+from segexp.evaluation.objects import match_objects
 from segexp.losses import IGNORE
+from segexp.records.process import usable_cores
 
 SIDE, BATCH = 128, 16
 
@@ -47,13 +54,15 @@ def config_of(strength: str) -> AugmentConfig:
     return AugmentConfig(name=strength, flip_horizontal=0.5, flip_vertical=0.5, **none | STRENGTHS[strength])
 
 
-def images_of(number: int) -> ImageSet:
-    """Random images of 8 bits and three channels, with a disc in each mask."""
+def images_of(number: int, channels: int = 3) -> ImageSet:
+    """Random images of 8 bits, with a disc in each mask."""
     drawn = np.random.default_rng(0)
     disc_HW = (np.indices((SIDE, SIDE)) - SIDE / 2).__pow__(2).sum(0) < (SIDE / 4) ** 2
-    pairs = [Pair(drawn.integers(0, 256, (SIDE, SIDE, 3), np.uint8), disc_HW.astype(np.uint8)) for _ in range(number)]
+    pairs = [
+        Pair(drawn.integers(0, 256, (SIDE, SIDE, channels), np.uint8), disc_HW.astype(np.uint8)) for _ in range(number)
+    ]
     names = tuple(map(str, range(number)))
-    return ImageSet(names, ("",) * number, 3, 2, pairs.__getitem__, lambda i: [], location="memory")
+    return ImageSet(names, ("",) * number, channels, 2, pairs.__getitem__, lambda i: [], location="memory")
 
 
 def one_by_one(config: AugmentConfig) -> Callable[[torch.Tensor, torch.Tensor, int, str], Sequence[torch.Tensor]]:
@@ -124,3 +133,60 @@ def feed(quick: bool) -> Iterable[Row]:
         bound = bound if device.type == "cpu" else (">=", float(ON_GPU[strength]))
         yield counted(f"{strength}, {device.type}", math.floor(number / median(times[strength])), "images/s", bound)
     yield counted("kept on the device", n_bytes / number, "bytes an image")
+
+
+@benchmark("Training steps fed with augment=medium, against the same steps on one batch that stays on the device")
+def fed_steps(quick: bool) -> Iterable[Row]:
+    """On a GPU also the peak of memory, without the images that are kept, against that of the bare steps."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rounds, steps = (2, 1) if quick else (11, 8)
+    number = BATCH * steps
+    images, fit, normalise = images_of(number, 1), InputGeometry("resize", SIDE, 32), Normalisation((0.5,), (0.29,))
+    kept, n_bytes = resident(make_reader(images, fit), range(number), device)
+    augment = make_augment(config_of("medium"), 0)
+    batches = [list(range(start, start + BATCH)) for start in range(0, number, BATCH)]
+
+    def fed() -> Iterable[Any]:
+        return training_batches(images, kept, fit, normalise, augment, 1, batches, seed=0, device=device)
+
+    network = segexp.build_model([f"dataset.image_size={SIDE}"]).to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    (batch, *_) = fed()
+    peaks = {}
+
+    def train(name: str, over: Callable[[], Iterable[Any]]) -> None:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        for images_NCHW, masks_NHW, _ in over():
+            optimizer.zero_grad(set_to_none=True)
+            foreground_N1HW = (masks_NHW == 1).unsqueeze(1).float()
+            F.binary_cross_entropy_with_logits(network(images_NCHW), foreground_N1HW).backward()
+            optimizer.step()
+        peaks[name] = torch.cuda.max_memory_allocated() - n_bytes if device.type == "cuda" else 0
+
+    calls = {"fed": lambda: train("fed", fed), "bare": lambda: train("bare", lambda: [batch] * steps)}
+    on_gpu = device.type == "cuda"
+    yield from ratios(
+        in_turns(calls, rounds, device.type), "bare", {"fed": (">=", 0.95)} if on_gpu else None, rate=True
+    )
+    if on_gpu:
+        yield counted("peak of memory, of bare steps", peaks["fed"] / peaks["bare"], "x", ("<=", 1.1))
+
+
+@benchmark("Boundary and object measures of 512 px masks, in threads against one by one")
+def boundaries(quick: bool) -> Iterable[Row]:
+    """As many threads as there are cores."""
+    drawn, places = np.random.default_rng(0), np.indices((512, 512))
+    discs = [
+        ((places - drawn.uniform(100, 400, (2, 1, 1))) ** 2).sum(0) < drawn.uniform(20, 120) ** 2
+        for _ in range(8 if quick else 48)
+    ]
+
+    def one(pair: tuple[np.ndarray, np.ndarray]) -> None:
+        boundary_scores(*pair, 2.0)
+        match_objects(*pair)
+
+    pairs = list(pairwise(discs))
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        calls = {"threads": lambda: list(pool.map(one, pairs)), "one by one": lambda: list(map(one, pairs))}
+        yield from ratios(in_turns(calls, 2 if quick else 15), "one by one", rate=True)

@@ -2,8 +2,8 @@
 
 What happens to an image depends only on (seed, epoch, image id): its parameters are words of a hash of these, its noise
 and its elastic field are hashes of such a word and the place of a pixel. Batches, workers and devices change nothing
-but the rounding: float32 where CPU and GPU round otherwise moves a normalised image by less than 1e-3 and gives a pixel
-between two classes the other one (less than 1 of 1,000 pixels).
+but the rounding: where CPU and GPU round float32 otherwise, a normalised smooth image of 128 px changes by less than
+1e-3, and fewer than 1 in 1,000 pixels of a mask, all of them between two classes.
 
 The distributions are those of torchvision's v2.RandomHorizontalFlip, RandomVerticalFlip, RandomAffine and, with
 probability ``elastic``, ElasticTransform(alpha=30, sigma=5), one after another.
@@ -169,7 +169,10 @@ def normal_field(key_N: np.ndarray, shape: tuple[int, ...], device: torch.device
     bits = _mixed(_mixed(torch.arange(half, dtype=torch.int32, device=device)) ^ keys)
     radius = ((bits >> 16) & 0xFFFF).float().add_(0.5).mul_(2.0**-16).log_().mul_(-2).sqrt_()
     angle = bits.bitwise_and_(0xFFFF).float().mul_(2 * math.pi / 2**16)
-    return torch.cat((angle.cos().mul_(radius), angle.sin_().mul_(radius)), dim=1)[:, :count].view(-1, *shape)
+    field = torch.empty(len(key_N), 2, half, device=device)
+    torch.mul(angle.cos(), radius, out=field[:, 0])
+    torch.mul(angle.sin_(), radius, out=field[:, 1])
+    return field.flatten(1)[:, :count].view(-1, *shape)
 
 
 def displacement(

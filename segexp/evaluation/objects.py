@@ -46,7 +46,8 @@ def match_objects(predicted: np.ndarray, reference: np.ndarray) -> Objects:
         ndimage.label(mask, structure) if mask.any() else (mask.astype(np.int32), 0) for mask in (predicted, reference)
     )
     size_P, size_R = (
-        np.bincount(labels.ravel(), minlength=n + 1) for labels, n in ((labels_p, n_predicted), (labels_r, n_reference))
+        np.bincount(labels[labels > 0], minlength=n + 1)
+        for labels, n in ((labels_p, n_predicted), (labels_r, n_reference))
     )
     both = predicted & reference
     pairs, shared = np.unique(labels_p[both].astype(np.int64) * (n_reference + 1) + labels_r[both], return_counts=True)

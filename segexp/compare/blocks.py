@@ -37,9 +37,6 @@ _SEED, _FOLD, _RATE, _TUNED, _SPLIT_SEED, _PER_SEED = (
     column_of(key) for key in ("seed", "split.fold", "optimizer.lr", "tuned", "split.seed", "split.per_seed")
 )
 
-_HARDWARE = (column_of("trainer.format"), column_of("trainer.precision"))
-"""Conditions that may differ by where a run was made (``auto``)."""
-
 TUNED = "tuned"
 """The condition optimizer.lr of runs whose learning rate was tuned for their arm."""
 
@@ -234,10 +231,14 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
     # Between data sets everything may differ.
     varies = {c for c in others if any(len(_values(c, here)) > 1 for here in together.values())}
     conditions = [c for c in varying if c in varies and not _is_free(c)]
+    of_machine = [c for c in map(column_of, ("trainer.format", "trainer.precision")) if c in conditions]
+    separate = {key_of(c): Counter(run.row.get(c, "") for run in runs) for c in of_machine}
     if len(numerics := Counter(f"version {run.numerics}" for run in runs)) > 1:
         conditions.append("numerics")
-        warnings.append(_apart("numerics", numerics))
-    warnings += [_apart(key_of(c), Counter(run.row.get(c, "") for run in runs)) for c in _HARDWARE if c in conditions]
+        separate["numerics"] = numerics
+    for what, counts in separate.items():
+        shown = ", ".join(f"{pluralize(n, 'run')} of {value}" for value, n in sorted(counts.items()))
+        warnings.append(f"runs of different {what} are not compared with each other: {shown}")
     blocks, repeated = _placed(together, conditions, level_of, split_of, by_rate=_RATE in of_arms)
     if repeated:
         shown = ", ".join(repeated[:3]) + (" ..." if len(repeated) > 3 else "")
@@ -246,12 +247,6 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
         key: tuple(sorted({of_run[n] for of_run in level_of.values()}, key=_natural)) for n, key in enumerate(keys)
     }
     return Arms(keys, levels, level_of, blocks, tuple(warnings))
-
-
-def _apart(what: str, counts: Mapping[str, int]) -> str:
-    """The warning about runs that a condition separates. counts: value -> runs."""
-    shown = ", ".join(f"{pluralize(n, 'run')} of {value or 'none'}" for value, n in sorted(counts.items()))
-    return f"runs of different {what} are not compared with each other: {shown}"
 
 
 def _with_versions(runs: Sequence[Run]) -> tuple[Sequence[Run], list[str]]:

@@ -337,9 +337,9 @@ def changed_from_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         expected["backbone.name"] = NO_ENCODER  # whatever the user set
     if config.get("dataset.num_classes") == 2:
         expected["head.mode"] = "binary"  # whatever the user set
-    size = config.get("dataset.image_size") or 0
-    if config.get("trainer.format") == memory_format("cpu", size, str(config.get("model.name"))):
-        expected["trainer.format"] = config["trainer.format"]  # that of auto, unless there is a GPU
+    on_cpu = memory_format("cpu", config.get("dataset.image_size") or 0, str(config.get("model.name")))
+    if config.get("trainer.format") == on_cpu:  # what auto is without a GPU
+        expected["trainer.format"] = on_cpu
     changed: dict[str, Any] = {group: member for group, member in members.items() if member != usual[group]}
     terms: dict[str, dict[str, Any]] = {}
     for key, value in config.items():

@@ -119,6 +119,7 @@ def export(run_dir: Path, form: str, with_head: bool, path: Path) -> dict[str, A
         )
         raise UsageError(f"--format smp: smp.from_pretrained {lost}; use --format onnx, pt2 or safetensors")
     run, facts = trained(run_dir, config, record, "cpu"), facts_of(config, record)
+    run.network.to(memory_format=torch.contiguous_format)  # the order in which files hold weights
     plain = OUTPUT_ACTIVATIONS[config.activation.name].log_odds is None
     values = "stored values" if is_stored(run) else "values in [0, 1] (8 bit / 255, 16 bit / 65535)"
     values += "" if with_head else f", dataset.normalise={config.dataset.normalise}, then (x - mean) / std per channel"

@@ -423,16 +423,12 @@ def check_size(name: str, options: Options, encoder: str, size: int, whose: str 
         raise UsageError(f"{whose} does not fit {model}: use a multiple of {divisor}, such as {' or '.join(near)}")
 
 
-CHANNELS_LAST_FROM = 128
-"""Side of the network's images, in pixels, from which channels_last was measured to be faster on CPU."""
+CHANNELS_LAST_FROM = 128  # px; on CPU it was measured to be faster from there on
 
 
 def memory_format(device: str, size: int, model: str) -> str:
-    """What ``trainer.format=auto`` is for a type of device and a side of the network's images in pixels. Nothing is
-    timed: the value enters the identity of a run.
-
-    Contiguous for networks of the user's own, which need not hold 2D convolutions.
-    """
+    """``trainer.format=auto`` for a type of device and a side of the network's images in pixels: a fixed rule.
+    Contiguous for networks of the user's own, which need not hold 2D convolutions."""
     known = model in ARCHITECTURES and not ARCHITECTURES[model].own
     pays = device == "cuda" or (device == "cpu" and size >= CHANNELS_LAST_FROM)
     return "channels_last" if known and pays else "contiguous"

@@ -36,7 +36,7 @@ from segexp.models.trace import FAILURES, GATE_OPERATORS, Application, Trace, tr
 from segexp.registry import nearest
 
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-"""Of the weights of 2D convolutions (``trainer.format``). Their outputs have the same one, whatever the images have."""
+"""Of the weights of 2D convolutions (``trainer.format``); their outputs follow, whatever the images have."""
 
 RELU_GAIN = math.sqrt(2)  # Kaiming's gain for relu, for which the architectures initialise their weights
 

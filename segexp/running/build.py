@@ -354,7 +354,6 @@ def trained(run_dir: Path, config: Config, record: dict[str, Any], device_name: 
             f"{run_dir}: weights that do not fit {config.model.name}, {config.backbone.name}: {error}"
         ) from error
     rule, stored = rule_of(config.dataset.normalise), bool(record["normalisation"].get("stored"))
-    # In the format of its training, so that predictions are bit by bit those that the run scored.
     network.to(device).to(memory_format=MEMORY_FORMATS[config.trainer.format]).eval()
     return Trained(network, head_of(config, network), normalise, device, channels, rule, stored)
 

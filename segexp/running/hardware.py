@@ -1,15 +1,11 @@
-"""What ``auto`` is in ``trainer.format`` and ``trainer.precision`` on this machine.
-
-Fixed rules of device, image size and network, because the values enter the identity of a run; nothing is timed. torch
-is not imported, as sweeps are planned without it: the driver of the GPU is asked, which takes no memory there.
-"""
+"""What ``auto`` is in ``trainer.format`` and ``trainer.precision`` here: fixed rules, as the identity has the result.
+Sweeps are planned without torch and without taking memory of a GPU, so its driver is asked."""
 
 import ctypes
 import dataclasses
 import functools
 import importlib.util
 import os
-import platform
 import re
 import sys
 from pathlib import Path
@@ -20,15 +16,17 @@ from segexp.config import Config, params
 from segexp.errors import UsageError
 from segexp.models.architectures import ARCHITECTURES, memory_format
 
+_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of CPUs; the last is Arm's
+_MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of CUDA's driver interface
+
 
 def without_auto(config: Config, sizes_N2: np.ndarray) -> Config:
-    """The configuration with the format and precision that a run of it has here.
-
-    sizes_N2: height and width of each image in pixels; the largest counts where ``dataset.image_size`` is null. Raises
-    UsageError where ``trainer.device=cuda`` and no GPU can be asked for its precisions.
-    """
+    """The configuration with the format and precision that a run of it has here. sizes_N2: height and width of the
+    images in pixels. Raises UsageError where ``trainer.device=cuda`` and no GPU can be asked for its precisions."""
     trainer = config.trainer
-    device = trainer.device if trainer.device != "auto" else _device()
+    device = trainer.device
+    if device == "auto":  # as `device_of` chooses
+        device = "mps" if sys.platform == "darwin" else "cuda" if cuda_capability() else "cpu"
     if trainer.precision == "auto":
         trainer = dataclasses.replace(trainer, precision="bf16" if _has_bf16(device) else "fp32")
     if trainer.format == "auto":
@@ -38,33 +36,15 @@ def without_auto(config: Config, sizes_N2: np.ndarray) -> Config:
     return dataclasses.replace(config, trainer=trainer)
 
 
-def _device() -> str:
-    """The type of device that ``trainer.device=auto`` takes."""
-    if sys.platform == "darwin":
-        return "mps" if platform.machine() == "arm64" else "cpu"
-    return "cuda" if cuda_capability() else "cpu"
-
-
 def _has_bf16(device: str) -> bool:
-    """Whether a device multiplies bfloat16 matrices itself: GPUs of compute capability 8.0 and higher, and CPUs with
-    AVX512-BF16, AMX-BF16 or Arm's BF16, where Linux lists them. Raises UsageError where this cannot be known."""
-    if device == "cuda":
-        if not cuda_capability():
-            raise UsageError("trainer.precision=auto: there is no GPU here to ask: set trainer.precision=bf16 or fp32")
-        return cuda_capability() >= 8
-    try:
-        flags = re.search(r"(?m)^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    except OSError:
-        return False
-    return (
-        device == "cpu" and flags is not None and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags[1].split())
-    )
-
-
-_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
-
-_MAJOR = 75
-"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of CUDA's driver interface."""
+    """Whether a device multiplies bfloat16 itself: GPUs of capability 8.0 or higher, CPUs as Linux knows them."""
+    if device == "cuda" and not cuda_capability():
+        raise UsageError("trainer.precision=auto: there is no GPU here to ask: set trainer.precision=bf16 or fp32")
+    cpu = Path("/proc/cpuinfo")
+    if device != "cpu" or not cpu.exists():
+        return device == "cuda" and cuda_capability() >= 8
+    flags = re.search(r"(?m)^(?:flags|Features)\s*:(.*)$", cpu.read_text(encoding="utf-8"))
+    return bool(flags and _BF16 & {*flags[1].split()})
 
 
 @functools.cache
@@ -79,5 +59,5 @@ def cuda_capability() -> int:
     except OSError:
         return 0
     gpu, major = ctypes.c_int(), ctypes.c_int()
-    asked = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(gpu), 0)
-    return 0 if asked or driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, gpu) else major.value
+    failed = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(gpu), 0)
+    return 0 if failed or driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, gpu) else major.value

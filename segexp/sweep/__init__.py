@@ -171,8 +171,7 @@ def _overrides(job: Job) -> list[str]:
     # A run to restart has been archived by now.
     words = [*(word for word in job.overrides if not word.startswith("resume=")), "resume=auto"]
     config = job.spec.config
-    # On another machine auto may be another.
-    words += [f"trainer.format={config.trainer.format}", f"trainer.precision={config.trainer.precision}"]
+    words += [f"trainer.format={config.trainer.format}", f"trainer.precision={config.trainer.precision}"]  # not auto
     return words if config.tuned is None else [*words, f"optimizer.lr={params(config.optimizer)['lr']!r}"]
 
 

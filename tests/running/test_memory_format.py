@@ -136,7 +136,7 @@ def test_a_dry_run_prints_what_auto_is(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_channels_last_run_is_repeatable(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Continued it is bit-equal; evaluated again it has the same tables; its record says what it was."""
+    """Continued it is bit-equal; evaluated again it has the same tables; its record has its format; it is exported."""
     words = ("trainer.format=channels_last", f"trainer.precision={precision}", "hidden_activation=gelu")
     whole = tiny_run(tmp_path / "whole", *words)
     real_epoch = loop.train_epoch
@@ -160,3 +160,6 @@ def test_a_channels_last_run_is_repeatable(precision: str, tmp_path: Path, monke
     again = read_table(parts.run_dir / "evaluations" / "test-0.5" / "images.csv", "images")
     own = read_table(parts.run_dir / "images.csv", "images")
     assert own[own["split"] == "test"].reset_index(drop=True).equals(again)
+    file = tmp_path / "weights.safetensors"
+    assert cli.main(["export", str(parts.run_dir), "--format", "safetensors", "--out", str(file)]) == 0
+    assert file.exists()

@@ -956,7 +956,8 @@ def test_a_label_of_one_half_is_least_at_one_half() -> None:
 def test_hard_labels_keep_the_product(squared: bool) -> None:
     """Bit for bit, with its gradient, which min(p, y) halves where p is exactly y."""
     p = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(3)).requires_grad_()
-    y, weight = (p.detach() > 0.4).float(), (torch.arange(40).reshape(2, 1, 4, 5) % 7 > 0).float()
+    weight = (torch.arange(40).reshape(2, 1, 4, 5) % 7 > 0).float()
+    y = (p.detach() > 0.4) * weight
     for reduction, over in (("batch", (0, 2, 3)), ("image", (2, 3))):
         both, *others = Planes(p, y, weight, torch.ones(3)).sums(reduction, squared)
         product = (p * y * weight).sum(over).reshape(-1, 3)

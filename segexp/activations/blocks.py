@@ -16,10 +16,10 @@ def in_blocks(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> 
     values do not depend on this.
     """
     first = tensors[0]
-    size = BLOCK * torch.get_num_threads()
     whole = torch.compiler.is_compiling() or torch.is_grad_enabled()
-    if whole or first.device.type != "cpu" or first.numel() <= size:
+    if whole or first.device.type != "cpu" or first.numel() <= BLOCK:
         return function(*tensors)
+    size = BLOCK * torch.get_num_threads()  # the compiler must not meet this call
     order = sorted(range(first.dim()), key=first.stride, reverse=True)
     pieces = zip(*(t.permute(order).reshape(-1).split(size) for t in tensors), strict=True)
     joined = None

@@ -252,8 +252,8 @@ def _write_onnx(path: Path, program: torch.export.ExportedProgram, facts: Mappin
     import onnxruntime
 
     aten = torch.ops.aten
-    exact = {aten.special_erfcx.default: erfcx, aten.expm1.default: expm1, aten.log1p.default: log1p}
-    program = program.run_decompositions(exact)
+    exact = {aten.special_erfcx.default: erfcx, aten.erfc.default: erfc, aten.expm1.default: expm1}
+    program = program.run_decompositions(exact | {aten.log1p.default: log1p})
     named: Any = {"input_names": ["images"], "output_names": [facts["output"]]}
     made: Any = torch.onnx.export(program, dynamo=True, verbose=False, **named)
     made.model.metadata_props.update({k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()})
@@ -278,6 +278,12 @@ def erfcx(x: torch.Tensor) -> torch.Tensor:
     t = 1 / (1 + x.abs() / 2)
     right = t * functools.reduce(lambda power, c: power * (2 * t - 1) + c, reversed(ERFCX), torch.zeros_like(t)).exp()
     return torch.where(x < 0, 2 * (x * x).exp() - right, right)
+
+
+def erfc(x: torch.Tensor) -> torch.Tensor:
+    """1 - erf(x) for ONNX, which computes that difference: it would be 0 from x = 4 on."""
+    tail = erfcx(x.abs()) * (-x * x).exp()
+    return torch.where(x < 0, 2 - tail, tail)
 
 
 def expm1(x: torch.Tensor) -> torch.Tensor:

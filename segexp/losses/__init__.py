@@ -154,12 +154,20 @@ def reference_planes(prediction: "Prediction", target: "Tensor") -> tuple["Tenso
 
     Raises ValueError if the target does not have the logits' N, H and W (soft labels: also K).
     """
+    y, valid = label_planes(prediction, target)
+    return y.to(prediction.logits_NKHW.dtype), valid
+
+
+def label_planes(prediction: "Prediction", target: "Tensor") -> tuple["Tensor", "Tensor"]:
+    """`reference_planes` with hard labels as uint8: a quarter of the memory, kept for the backward pass."""
+    import torch
+
     like = prediction.logits_NKHW
     if not target.is_floating_point() and target.shape != (like.shape[0], *like.shape[2:]):
         raise ValueError(f"target {tuple(target.shape)} does not match the logits {tuple(like.shape)}: (N, H, W)")
     if not target.is_floating_point():
         classes = range(like.shape[1]) if prediction.mode == "softmax" else prediction.classes
-        return class_masks(target, classes, prediction.overlapping).to(like.dtype), valid_pixels(target)
+        return class_masks(target, classes, prediction.overlapping).view(torch.uint8), valid_pixels(target)
     soft = target.unsqueeze(1) if target.dim() == 3 else target
     if soft.shape != like.shape:
         raise ValueError(f"soft labels {tuple(target.shape)} do not match the logits {tuple(like.shape)}")
@@ -178,10 +186,9 @@ def weights_of_classes(class_weights: Sequence[float] | None, like: "Prediction"
 
 def mean_over(values_NKHW: "Tensor", valid_NHW: "Tensor") -> "Tensor":
     """Mean over valid pixels and channels; 0, with zero gradient, if there are none."""
-    share = valid_NHW.unsqueeze(1).to(values_NKHW.dtype).expand_as(values_NKHW)
-    total = share.sum()
+    number = (valid_NHW.sum() * values_NKHW.shape[1]).clamp_min(1)
     # Each value is scaled before the sum, because the sum of a few losses of 1e38 would overflow.
-    return (values_NKHW * (share / total.where(total > 0, 1.0))).sum()
+    return (values_NKHW / number * valid_NHW.unsqueeze(1)).sum()
 
 
 from segexp.losses import pixelwise, region, shape, similarity  # noqa: E402, F401 (they register the losses)

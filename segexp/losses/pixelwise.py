@@ -1,10 +1,11 @@
 """Losses that are means of the errors of single pixels."""
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, OutputActivation
-from segexp.losses import log_odds_of, loss, mean_over, reference_planes, weights_of_classes
+from segexp.losses import label_planes, log_odds_of, loss, mean_over, reference_planes, weights_of_classes
 from segexp.registry import NOT_NEGATIVE, POSITIVE, Range
 
 if TYPE_CHECKING:
@@ -17,42 +18,53 @@ Share = Annotated[float, Range(0, 1, above=True)]
 Weights = list[float] | None
 
 
-def _log_loss(prediction: "Prediction") -> tuple["Tensor", "Tensor"]:
-    """-ln p and -ln(1 - p) of every channel (softmax: -ln p twice)."""
+def _log_loss(against: "Tensor") -> "Tensor":
+    """-ln of a label's probability, from the log-odds against it."""
     import torch.nn.functional as F
 
-    phi = log_odds_of(prediction)
-    if prediction.mode == "softmax":
-        yes = -F.log_softmax(phi, dim=1)
-        return yes, yes
-    return F.softplus(-phi, threshold=30), F.softplus(phi, threshold=30)
+    return F.softplus(against, threshold=30)
 
 
 def _weighted_mean(
-    wrong_if_yes: "Tensor",
-    wrong_if_no: "Tensor",
+    error: Callable[["Tensor"], "Tensor"],
     prediction: "Prediction",
     target: "Tensor",
     class_weights: Weights = None,
     label_smoothing: float = 0.0,
     share: float | None = None,
+    of_class: "Tensor | None" = None,
 ) -> "Tensor":
-    """Mean of y w_c wrong_if_yes + (1 - y) w_0 wrong_if_no (softmax: of sum_c y_c w_c wrong_if_yes) over the pixels.
+    """Mean of y w_c error(-phi) + (1 - y) w_0 error(phi) (softmax: of sum_c y_c w_c of_class) over the pixels.
 
-    share: of the pixels that count, the worst first; all by default.
+    error: of a label, from the log-odds against it. share: of the pixels that count, the worst first; all by default.
+    of_class: softmax: the error where a class is the label; from its log-odds against all others by default.
     """
-    y, valid = reference_planes(prediction, target)
+    import torch
+
+    y, valid = label_planes(prediction, target)
+    phi = log_odds_of(prediction)
+    if (
+        prediction.mode != "softmax"
+        and class_weights is None
+        and not label_smoothing
+        and not target.is_floating_point()
+    ):
+        # One error for each pixel: that of its label.
+        per_pixel = error((1 - 2 * y.view(torch.int8)) * phi)
+        return mean_over(per_pixel, valid) if share is None else _mean_of_worst(per_pixel, valid, share, None)
+    y = y.to(phi.dtype)
     weights = weights_of_classes(class_weights, prediction)
     # Mixed with the uniform distribution over the classes, or over yes and no (Szegedy et al. 2016, arXiv:1512.00567).
     soft = y * (1 - label_smoothing) + label_smoothing / (y.shape[1] if prediction.mode == "softmax" else 2)
     if prediction.mode == "softmax":
         w = weights.view(1, -1, 1, 1)
-        per_pixel = (soft * w * wrong_if_yes).sum(1, keepdim=True)
+        of_class = error(-prediction.channel_log_odds_NKHW()) if of_class is None else of_class
+        per_pixel = (soft * w * of_class).sum(1, keepdim=True)
         weight = (y * w).sum(1, keepdim=True)
     else:
         w = weights[prediction.first :].view(1, -1, 1, 1)
         w_no = weights[0] if prediction.first else 1.0
-        per_pixel = soft * w * wrong_if_yes + (1 - soft) * w_no * wrong_if_no
+        per_pixel = soft * w * error(-phi) + (1 - soft) * w_no * error(phi)
         weight = y * w + (1 - y) * w_no
     if share is not None:
         return _mean_of_worst(per_pixel, valid, share, None if class_weights is None else weight)
@@ -76,6 +88,11 @@ def _mean_of_worst(error_NKHW: "Tensor", valid_NHW: "Tensor", share: float, weig
     return (worst * (taken / total.where(total > 0, 1.0))).sum()
 
 
+def _cross_entropy(prediction: "Prediction", target: "Tensor", **options: Any) -> "Tensor":
+    log_p = log_odds_of(prediction).log_softmax(1) if prediction.mode == "softmax" else None
+    return _weighted_mean(_log_loss, prediction, target, of_class=None if log_p is None else -log_p, **options)
+
+
 @loss(
     formula="-mean[y ln p + (1 - y) ln(1 - p)]; softmax: -mean ln p_y",
     proper=True,
@@ -92,7 +109,7 @@ def ce(
     class_weights: weight of the errors on each class's pixels, background first (independent: the background's weight
     applies to every "no").
     """
-    return _weighted_mean(*_log_loss(prediction), prediction, target, class_weights, label_smoothing)
+    return _cross_entropy(prediction, target, class_weights=class_weights, label_smoothing=label_smoothing)
 
 
 def _worst_are_clipped(activation: OutputActivation, mode: HeadMode) -> str | None:
@@ -115,7 +132,7 @@ def topk_ce(prediction: "Prediction", target: "Tensor", *, share: Share = 0.1, *
     share: how many of the valid pixels count, but at least one; the pixel at the boundary counts in part. Independent
     channels of a pixel are ranked each on its own; with class weights, the weighted errors are ranked.
     """
-    return _weighted_mean(*_log_loss(prediction), prediction, target, share=share, **options)
+    return _cross_entropy(prediction, target, share=share, **options)
 
 
 @loss(
@@ -131,12 +148,11 @@ def poly1_ce(
 
     Takes soft labels, but unless epsilon = 0 its least value is not at p = y.
     """
-    import torch
 
-    yes, no = _log_loss(prediction)
-    p = prediction.values_NKHW
-    q = 1 - p if prediction.mode == "softmax" else torch.sigmoid(-log_odds_of(prediction))
-    return _weighted_mean(yes + epsilon * q, no + epsilon * p, prediction, target, **options)
+    def error(against: "Tensor") -> "Tensor":
+        return _log_loss(against) + epsilon * against.sigmoid()
+
+    return _weighted_mean(error, prediction, target, **options)
 
 
 @loss(
@@ -191,11 +207,10 @@ def focal(
     """Focal loss; gamma = 0 is `ce`. The paper's alpha is ``class_weights=[1 - alpha, alpha]``, here normalised."""
     import torch.nn.functional as F
 
-    log_odds_of(prediction)
-    one_vs_rest = prediction.channel_log_odds_NKHW()
-    log_p, log_q = F.logsigmoid(one_vs_rest), F.logsigmoid(-one_vs_rest)
-    yes, no = -(gamma * log_q).exp() * log_p, -(gamma * log_p).exp() * log_q
-    return _weighted_mean(yes, no, prediction, target, class_weights, label_smoothing)
+    def error(against: "Tensor") -> "Tensor":
+        return -(gamma * F.logsigmoid(against)).exp() * F.logsigmoid(-against)
+
+    return _weighted_mean(error, prediction, target, class_weights, label_smoothing)
 
 
 @loss(

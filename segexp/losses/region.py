@@ -5,7 +5,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from segexp.activations.output import ALL_MODES
-from segexp.losses import LOSSES, Maps, log_odds_of, loss, mean_over, reference_planes, term_of, weights_of_classes
+from segexp.losses import (
+    LOSSES,
+    Maps,
+    label_planes,
+    log_odds_of,
+    loss,
+    mean_over,
+    reference_planes,
+    term_of,
+    weights_of_classes,
+)
 from segexp.losses.pixelwise import ce
 from segexp.registry import NOT_NEGATIVE, POSITIVE, REQUIRED, Range
 
@@ -26,7 +36,7 @@ SIDE_EFFECTS = "biased volume: small objects are over-segmented; probabilities a
 class Planes:
     """Probabilities p and reference y of the averaged classes, (N, K, H, W); weight (N, 1, H, W) is 0 or 1.
 
-    soft: y holds soft labels, probabilities instead of 0 and 1.
+    y is 0 on ignored pixels; hard labels and the weight are uint8. soft: y holds probabilities instead of 0 and 1.
     """
 
     p: "Tensor"
@@ -45,14 +55,13 @@ class Planes:
         p, y = self.p, self.y
         # min(p, y) is (p + y - |p - y|) / 2 without its rounding; at p = y it has the same gradient, the mean of both.
         both = p.minimum(y) if self.soft and not squared else p * y
-        values = (both, p * p if squared else p, y * y if squared else y)
-        both, predicted, truth = (self.pooled(v, reduction) for v in values)
-        return both, predicted, truth
+        predicted = self.pooled((p * p if squared else p) * self.weight, reduction)
+        return self.pooled(both, reduction), predicted, self.pooled(y * y if squared else y, reduction)
 
     def pooled(self, values_NKHW: "Tensor", reduction: str) -> "Tensor":
-        """Sums over the valid pixels of each pool, (P, K)."""
+        """Sums over each pool of values that are 0 on ignored pixels, (P, K)."""
         over = (0, 2, 3) if reduction == "batch" else (2, 3)
-        return (values_NKHW * self.weight).sum(over).reshape(-1, values_NKHW.shape[1])
+        return values_NKHW.sum(over).reshape(-1, values_NKHW.shape[1]).to(self.p.dtype)
 
 
 def planes_of(
@@ -62,13 +71,14 @@ def planes_of(
     import torch
 
     phi = log_odds_of(prediction)
-    y, valid = reference_planes(prediction, target)
+    y, valid = label_planes(prediction, target)
+    weight = valid.unsqueeze(1).view(torch.uint8)
     p, weights = prediction.values_NKHW, weights_of_classes(class_weights, prediction)
     if prediction.mode == "softmax" and classes == "foreground":
         p, y = p[:, prediction.first :], y[:, prediction.first :]
     elif prediction.mode == "binary" and classes == "all":
-        p, y = torch.cat((torch.sigmoid(-phi), p), dim=1), torch.cat((1 - y, y), dim=1)
-    return Planes(p, y, valid.unsqueeze(1).to(p.dtype), weights[-p.shape[1] :], target.is_floating_point())
+        p, y = torch.cat((torch.sigmoid(-phi), p), dim=1), torch.cat(((1 - y) * weight, y), dim=1)
+    return Planes(p, y, weight, weights[-p.shape[1] :], target.is_floating_point())
 
 
 def mean_of_classes(terms_PK: "Tensor", truth_PK: "Tensor", empty: str, weight: "Tensor") -> "Tensor":
@@ -261,7 +271,7 @@ def dice_plus_plus(
     """
     planes = planes_of(prediction, target, classes, class_weights)
     both, _, truth = planes.sums(reduction)
-    wrong = planes.pooled((planes.p - planes.y).abs().pow(gamma), reduction)
+    wrong = planes.pooled((planes.p - planes.y).abs().pow(gamma) * planes.weight, reduction)
     return mean_of_classes(1 - ratio(2 * both, 2 * both + wrong, smooth), truth, empty, planes.class_weight_K)
 
 
@@ -296,7 +306,7 @@ def lovasz(
         return values.flatten(2) if reduction == "image" else values.transpose(0, 1).flatten(1).unsqueeze(0)
 
     error = by_pool((planes.y - planes.p).abs())
-    valid, truth = by_pool(planes.weight), by_pool(planes.y * planes.weight)
+    valid, truth = by_pool(planes.weight), by_pool(planes.y.to(planes.p.dtype))
     # Ignored pixels are sorted behind all others and have weight 0.
     order = error.where(valid > 0, -1.0).argsort(dim=2, descending=True, stable=True)
     error, valid, truth = (values.gather(2, order) for values in (error, valid, truth))

@@ -232,7 +232,10 @@ def cl_dice(
     soft labels.
     """
     planes = _hard_planes("cl_dice", prediction, target)
-    thin_p, thin_y = (soft_skeleton(values, planes.weight > 0, iterations) for values in (planes.p, planes.y))
+    thin_p, thin_y = (
+        soft_skeleton(values.to(planes.p.dtype), planes.weight > 0, iterations) * planes.weight
+        for values in (planes.p, planes.y)
+    )
     precise, on_p, truth = dataclasses.replace(planes, p=thin_p).sums(reduction)
     sensitive, _, on_y = dataclasses.replace(planes, y=thin_y).sums(reduction)
     precision, sensitivity = ratio(precise, on_p, smooth), ratio(sensitive, on_y, smooth)

@@ -31,9 +31,10 @@ def mcc(prediction: "Prediction", target: "Tensor", *, reduction: Reduction = "b
     planes = planes_of(prediction, target, "foreground")
     # From the log-odds, so that 1 - p keeps its digits where p is almost 1.
     q, y = torch.sigmoid(-prediction.evidence_NFHW()), planes.y
-    counted = (planes.p * y, planes.p * (1 - y), q * y, q * (1 - y))
+    no = (1 - y) * planes.weight
+    counted = (planes.p * y, planes.p * no, q * y, q * no)
     tp, fp, fn, tn = (planes.pooled(values, reduction) for values in counted)
-    tiny = torch.finfo(y.dtype).tiny
+    tiny = torch.finfo(q.dtype).tiny
     predicted, truth = (tp + fp) * (tn + fn), (tp + fn) * (tn + fp)
     correlation = (tp * tn - fp * fn) / (predicted.clamp_min(tiny).sqrt() * truth.clamp_min(tiny).sqrt())
     return mean_of_classes(1 - correlation, truth, "skip", planes.class_weight_K)
@@ -66,8 +67,9 @@ def t_vmf_dice(
     # The angle does not change with the scale, and without it small p, or their squares, would underflow.
     log_p = log_p.masked_fill(~weight, limits.min)
     p = (log_p - log_p.detach().amax((0, 2, 3) if reduction == "batch" else (2, 3), keepdim=True)).exp()
-    planes = Planes(p, y, weight.to(p.dtype), p.new_ones(p.shape[1]))
-    both, predicted, truth = (planes.pooled(values, reduction) for values in (p * y, p * p, y * y))
+    y = y * weight
+    planes = Planes(p, y, weight.view(torch.uint8), p.new_ones(p.shape[1]))
+    both, predicted, truth = (planes.pooled(values, reduction) for values in (p * y, p * p * weight, y * y))
     # Rounding must not bring the cosine above 1.
     apart = (1 - both / (predicted * truth).clamp_min(limits.tiny).sqrt()).clamp_min(0)
     similarity = (2 - apart) / (1 + kappa * apart) - 1

@@ -98,10 +98,11 @@ def test_what_cannot_be_written_is_refused_in_one_line(run_dir: Path, words: lis
     assert cure in line
 
 
-@pytest.mark.parametrize("name", ["erfcx", "expm1", "log1p"])
+@pytest.mark.parametrize("name", ["erfcx", "erfc", "expm1", "log1p"])
 def test_functions_that_onnx_lacks_are_those_of_torch(name: str):
     small = torch.logspace(-30, -1, 200)
     x = torch.cat([torch.linspace(-0.9, 3, 999), small, -small, torch.logspace(0.1, 1.9, 99)])
+    x = x[x < 5] if name == "erfc" else x
     expected = getattr(torch.special, name)(x.double())
     relative = ((getattr(module, name)(x) - expected) / expected)[x != 0].abs()
     assert float(relative.max()) < 3e-6

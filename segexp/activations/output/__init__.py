@@ -44,6 +44,24 @@ def mirrored(x: "Tensor", half: Map) -> "Tensor":
     return (-y).where(negative, y)
 
 
+@dataclass(frozen=True)
+class ClosedForm:
+    """A log-odds function whose derivative is not left to automatic differentiation; called as the function is.
+
+    derivative: phi'(x), with the options of ``value``; differentiable in turn. of_options: the derivative of phi(x) by
+    each option that may be a tensor.
+    """
+
+    value: LogOdds
+    derivative: LogOdds
+    of_options: Mapping[str, LogOdds] = field(default_factory=dict)
+
+    def __call__(self, x: "Tensor", **options: Any) -> "Tensor":
+        from segexp.activations.closed_form import applied
+
+        return applied(self, x, options)
+
+
 HEAD_OPTIONS = (
     Option("slope", str, "native", range=Range(0, above=True, words=("native", "matched", "learned"))),
     Option("prior_bias", str, "none", range=Range(0, 1, above=True, below=True, words=("none", "auto"))),
@@ -65,14 +83,15 @@ class OutputActivation:
     tail: how fast 1 - F(x) falls. wrong_pixel: |d BCE / d logit| on a pixel that is wrong by a logit of size a.
     slope_at_zero: F'(0) at the default options; None if F is not a function of x alone. slope_of_options: F'(0) as a
     function of the options, where it depends on them. inverse: log-odds t -> x in closed form, with the options of
-    ``log_odds``; None if it is solved numerically (`segexp.activations.head`). learnable: options whose value is the
-    initial value of a parameter that is trained with the network; ``log_odds`` gets a scalar tensor for each, within
-    the option's range up to rounding. modes: the head modes in which it is defined. linear: phi is a multiple of x.
-    clips: F is 0 or 1 beyond some logit, so that p is clipped to [eps, 1 - eps] (option ``eps``) and has no gradient
-    there. per_batch: F depends on the other logits of the batch. overflows_fp16: the gradient of a wrong pixel grows as
-    e^a under cross-entropy: beyond a = ln 65504 = 11.1 (for the mean over n pixels, ln 65504 n) it is infinite in fp16,
-    whatever the loss scale. warning: shown to users of this activation. aliases: other names of the same map, each with
-    the head modes in which it is valid.
+    ``log_odds``; None if it is solved numerically (`segexp.activations.head`). derivative, option_derivatives: those of
+    phi in closed form: ``log_odds`` becomes a `ClosedForm`; without them gradients are autograd's. learnable: options
+    whose value is the initial value of a parameter that is trained with the network; ``log_odds`` gets a scalar tensor
+    for each, within the option's range up to rounding. modes: the head modes in which it is defined. linear: phi is a
+    multiple of x. clips: F is 0 or 1 beyond some logit, so that p is clipped to [eps, 1 - eps] (option ``eps``) and has
+    no gradient there. per_batch: F depends on the other logits of the batch. overflows_fp16: the gradient of a wrong
+    pixel grows as e^a under cross-entropy: beyond a = ln 65504 = 11.1 (for the mean over n pixels, ln 65504 n) it is
+    infinite in fp16, whatever the loss scale. warning: shown to users of this activation. aliases: other names of the
+    same map, each with the head modes in which it is valid.
     """
 
     name: str
@@ -84,6 +103,8 @@ class OutputActivation:
     source: str
     range: str = "(0, 1)"
     inverse: LogOdds | None = None
+    derivative: LogOdds | None = None
+    option_derivatives: Mapping[str, LogOdds] = field(default_factory=dict)
     slope_of_options: Callable[..., float] | None = None
     learnable: tuple[str, ...] = ()
     modes: tuple[HeadMode, ...] = ALL_MODES
@@ -100,6 +121,9 @@ class OutputActivation:
         numbers = {option.name for option in self.options if option.type is float or option.range.words}
         if unknown := set(self.learnable) - numbers:
             raise ValueError(f"{self.name}: learnable names {', '.join(sorted(unknown))}, no options of type float")
+        if self.log_odds and self.derivative and not isinstance(self.log_odds, ClosedForm):
+            closed = ClosedForm(self.log_odds, self.derivative, self.option_derivatives)
+            object.__setattr__(self, "log_odds", closed)
 
 
 OUTPUT_ACTIVATIONS: Registry[OutputActivation] = Registry("activation")

@@ -1,9 +1,10 @@
 """Output activations that are asymmetric, clipped, over the whole batch or exclusive classes, or no probability."""
 
+import functools
 import math
 from typing import TYPE_CHECKING, Annotated
 
-from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, OutputActivation, output_activation
+from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, ClosedForm, OutputActivation, output_activation
 from segexp.registry import Range
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     source="Vincent et al. 2015, arXiv:1412.7091; de Brebisson and Vincent 2016, arXiv:1511.05042",
     # The right branch, z >= -1; f is at least 1/2.
     inverse=lambda t: (2 * t.exp() - 1).sqrt() - 1,
+    derivative=lambda z: (1 + z) / (1 + z * (1 + z / 2)),
     modes=("softmax",),
     warning="taylor_softmax is not monotone: below a logit of -1 the probability of a class rises again, so that "
     "large negative logits are large probabilities",
@@ -38,6 +40,11 @@ def _log_softplus(t: "Tensor") -> "Tensor":
     return torch.where(t < -40, t, torch.nn.functional.softplus(t.clamp_min(-40)).log())
 
 
+def _cloglog_slope(x: "Tensor") -> "Tensor":
+    u = x.clamp(-CLOGLOG_END, CLOGLOG_END).exp()
+    return (u / -(-u).expm1()).where(x <= CLOGLOG_END, 1.0)
+
+
 @output_activation(
     formula="1 - exp(-e^x)",
     tail="left e^x, right e^(-e^x)",
@@ -45,6 +52,7 @@ def _log_softplus(t: "Tensor") -> "Tensor":
     slope_at_zero=math.exp(-1),
     source="complementary log-log, Fisher 1922",
     inverse=_log_softplus,
+    derivative=_cloglog_slope,
     overflows_fp16=True,
     warning="cloglog is asymmetric: F(0) is 0.632, the gradient of a wrong background pixel is e^x, and F saturates "
     "beyond a logit of 80",
@@ -52,16 +60,10 @@ def _log_softplus(t: "Tensor") -> "Tensor":
 def cloglog(x: "Tensor") -> "Tensor":
     """ln(1 - exp(-u)) + u with u = e^x, the log-odds of the complementary log-log link.
 
-    Below 0, ln(1 - exp(-u)) = x + ln((1 - exp(-u)) / u) keeps every digit of x; beyond x = 80 phi saturates with a
-    gradient of 1.
+    x + ln((1 - exp(-u)) / u) + u keeps every digit of x below 0; beyond x = 80 phi saturates with a gradient of 1.
     """
-    positive = x > 0
     u = x.clamp(-CLOGLOG_END, CLOGLOG_END).exp()
-    u_left, u_right = u.where(~positive, 1.0), u.where(positive, 1.0)
-    left = x.where(~positive, 0.0) + (-(-u_left).expm1() / u_left).log() + u_left
-    beyond = (x - CLOGLOG_END).where(x >= CLOGLOG_END, 0.0)
-    right = u_right + (-(-u_right).expm1()).log() + beyond
-    return right.where(positive, left)
+    return x + (-(-u).expm1() / u).log() + u
 
 
 @output_activation(
@@ -71,6 +73,7 @@ def cloglog(x: "Tensor") -> "Tensor":
     slope_at_zero=math.exp(-1),
     source="log-log; Gumbel CDF, Gumbel 1935",
     inverse=lambda t: -_log_softplus(-t),
+    derivative=lambda x: _cloglog_slope(-x),
     overflows_fp16=True,
     aliases={"gompertz": ALL_MODES},
     warning="loglog is asymmetric: F(0) is 0.368, the gradient of a wrong foreground pixel is e^|x|, and F saturates "
@@ -82,8 +85,14 @@ def loglog(x: "Tensor") -> "Tensor":
 
 
 def _clipped_log_odds(p: "Tensor", q: "Tensor", eps: float) -> "Tensor":
-    """ln p - ln q of p and q = 1 - p, both clipped to [eps, 1 - eps]; the gradient is 0 where they are clipped."""
+    """ln p - ln q of p and q = 1 - p, both clipped to [eps, 1 - eps]."""
     return p.clamp(eps, 1 - eps).log() - q.clamp(eps, 1 - eps).log()
+
+
+def _clipped_slope(p: "Tensor", q: "Tensor", eps: float) -> "Tensor":
+    """The derivative of `_clipped_log_odds` by p: 1/p + 1/q, each 0 where it is clipped."""
+    p_held, q_held = p.clamp(eps, 1 - eps), q.clamp(eps, 1 - eps)
+    return (p == p_held) / p_held + (q == q_held) / q_held
 
 
 EPS = Range(1e-30, 0.5, below=True)
@@ -97,6 +106,7 @@ EPS = Range(1e-30, 0.5, below=True)
     slope_at_zero=1.0,
     source="Nieradzik et al. 2021, arXiv:2109.00903",
     inverse=lambda t, eps=1e-7: t.sigmoid(),
+    derivative=lambda x, eps=1e-7: _clipped_slope(x, 1 - x, eps),
     clips=True,
     warning="hardtanh has no gradient where it is clipped (logits outside [0, 1]): such pixels do not contribute to "
     "training; summary.csv records their fraction as frac_clipped",
@@ -114,6 +124,7 @@ def hardtanh(x: "Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "Tensor":
     slope_at_zero=1 / 6,
     source="Howard et al. 2019, arXiv:1905.02244",
     inverse=lambda t, eps=1e-7: (t / 2).tanh() * 3,
+    derivative=lambda x, eps=1e-7: _clipped_slope(0.5 + x / 6, 0.5 - x / 6, eps) / 6,
     clips=True,
     warning="hardsigmoid has no gradient where it is clipped (logits outside [-3, 3]): such pixels do not contribute "
     "to training; summary.csv records their fraction as frac_clipped",
@@ -121,6 +132,26 @@ def hardtanh(x: "Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "Tensor":
 def hardsigmoid(x: "Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "Tensor":
     """Log-odds of x/6 + 1/2 clipped to [eps, 1 - eps]."""
     return _clipped_log_odds(0.5 + x / 6, 0.5 - x / 6, eps)
+
+
+def _scaled(x: "Tensor", low: "Tensor", high: "Tensor") -> tuple["Tensor", "Tensor", "Tensor"]:
+    """(x - low) / width, (high - x) / width and the width, high - low; of equal ends 1, which gives p = q = 0."""
+    width = (high - low).where(high > low, 1.0)
+    return (x - low) / width, (high - x) / width, width
+
+
+def _scaled_slope(x: "Tensor", low: "Tensor", high: "Tensor", eps: float, by: int | None = None) -> "Tensor":
+    """The derivative of the log-odds by x, or by the lower end (0) or the upper one (1)."""
+    p, q, width = _scaled(x, low, high)
+    slope = _clipped_slope(p, q, eps) / width
+    return slope if by is None else -slope * (q, p)[by]
+
+
+_BETWEEN = ClosedForm(
+    lambda x, low, high, eps: _clipped_log_odds(*_scaled(x, low, high)[:2], eps),
+    _scaled_slope,
+    {"low": functools.partial(_scaled_slope, by=0), "high": functools.partial(_scaled_slope, by=1)},
+)
 
 
 @output_activation(
@@ -139,10 +170,7 @@ def minmax_linear(x: "Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "Tensor"
     """Log-odds of the logits scaled to [0, 1] by the tensor's minimum and maximum; p = 1/2 if these are equal."""
     if not x.numel():
         return x
-    low, high = x.min(), x.max()
-    flat = high == low
-    width = (high - low).where(~flat, 1.0)
-    return _clipped_log_odds((x - low) / width, (high - x) / width, eps).where(~flat, 0.0)
+    return _BETWEEN(x, low=x.min(), high=x.max(), eps=eps)
 
 
 OUTPUT_ACTIVATIONS.add(

@@ -62,7 +62,7 @@ WORDING |= {
 }
 """Keys whose values are sentences, which may be written better, and the line of a claim in its file."""
 
-ADDED = {"notes", "hd95_missed", "limit", "background", "max_pixels", "allow_shared_groups", "keep_last"}
+ADDED = {"notes", "hd95_missed", "limit", "background", "max_pixels", "allow_shared_groups", "keep_last", "figures"}
 ADDED |= {"sha256", "wait", "class_names", "phase", "splits", "convergence", "method", "per_seed"}
 ADDED |= {"n_train_groups", "n_test_groups", "ap_error", "nsd", "overflows_fp16"}
 ADDED |= {"class_id", "interval", "p_block", "condition", "n_splits", "split_floor", "split_floor_se", "skewness"}

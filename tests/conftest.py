@@ -1,6 +1,5 @@
 """What all tests share: quiet libraries, one CPU thread, and reference material where it lies beside the repository."""
 
-import functools
 import logging
 import os
 import shutil
@@ -50,13 +49,9 @@ def _schemas_once() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _runs_cost_less() -> Iterator[None]:
-    """No power fails during the tests, so that nothing waits for the disk; and the checkout is looked at once, and not,
-    by three processes, at the beginning of every run."""
-    from segexp.running import execute
-
+    """No power fails during the tests, so that nothing waits for the disk."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
-        patch.setattr(execute, "git_state", functools.cache(execute.git_state))
         yield
 
 

@@ -110,6 +110,7 @@ class TrainerConfig:
     patience: Annotated[int | None, Range(1, 10**6)] = REQUIRED
     select: Annotated[str, ("dice", "loss")] = REQUIRED
     keep_last: bool = REQUIRED
+    figures: Annotated[bool, Since(True)] = REQUIRED
     format: Annotated[str, ("auto", "contiguous", "channels_last"), Since("contiguous")] = REQUIRED
 
 
@@ -252,6 +253,7 @@ VOLATILE = (
     "trainer.wait",
     "trainer.workers",
     "trainer.keep_last",
+    "trainer.figures",
 )
 """Keys that say where and how a run is carried out, not what it is: they do not enter its identity."""
 

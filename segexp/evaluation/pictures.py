@@ -1,4 +1,7 @@
-"""Pictures of a finished run: samples.png, diagnostics.png, and probability maps of a fixed set of test images."""
+"""Pictures of a finished run: samples.png, diagnostics.png, and probability maps of a fixed set of test images.
+
+Runs without figures do not import matplotlib.
+"""
 
 import hashlib
 import io
@@ -11,10 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import StrMethodFormatter
 from PIL import Image
 
 from segexp.activations.head import Prediction
@@ -49,9 +48,9 @@ def worst_median_best(indices_N: Sequence[int], scores_N: np.ndarray) -> list[tu
     return [(" and ".join(given), indices_N[n], float(scores_N[n])) for n, given in titles.items()]
 
 
-def probability_map(prediction: Prediction) -> np.ndarray:
-    """(F, H, W) in [0, 1]: probability of each foreground class in the first image; raw values are clipped."""
-    values = prediction.values_NKHW[0, prediction.first if prediction.mode == "softmax" else 0 :]
+def probability_map(prediction: Prediction, n: int = 0) -> np.ndarray:
+    """(F, H, W) in [0, 1]: probability of each foreground class in image n; raw values are clipped."""
+    values = prediction.values_NKHW[n, prediction.first if prediction.mode == "softmax" else 0 :]
     return values.clamp(0, 1).float().cpu().numpy()
 
 
@@ -109,6 +108,8 @@ def draw_samples(
 
     names: of the foreground classes; the legend lists those that occur. colors: theirs, see `class_look`.
     """
+    from matplotlib.patches import Patch
+
     n_classes = len(names)
     occurring = np.unique([c for e in examples for plane in (e.reference_HW, e.predicted_HW) for c in np.unique(plane)])
     handles = _legend_of(occurring.tolist(), names, colors)
@@ -154,6 +155,8 @@ def draw_sheet(
     titles: of the columns. names: of the foreground classes; the legend lists those that occur. colors: see
     `class_look`. overlapping: masks hold sets of classes.
     """
+    from matplotlib.patches import Patch
+
     masks = [mask for _, pictures in rows for _, mask in pictures if mask is not None]
     occurring = {c for mask in masks for c in planes_of(mask, overlapping)}
     ignored = any((mask == IGNORE).any() for mask in masks)
@@ -193,8 +196,10 @@ def _outline(axis: Any, planes: Mapping[int, np.ndarray], colors: Sequence[str])
             axis.contour(plane_HW, levels=[0.5], colors=class_look(class_index, colors)[0], linewidths=1.3)
 
 
-def _legend_of(occurring: Sequence[int], names: Sequence[str], colors: Sequence[str]) -> list[Patch]:
+def _legend_of(occurring: Sequence[int], names: Sequence[str], colors: Sequence[str]) -> list[Any]:
     """A patch for each foreground class that occurs."""
+    from matplotlib.patches import Patch
+
     looks = [(names[c - 1], *class_look(c, colors)) for c in occurring if 0 < c <= len(names)]
     return [
         Patch(facecolor=colour, edgecolor="black", hatch=2 * hatch, label=textwrap.fill(name, 40))
@@ -202,7 +207,7 @@ def _legend_of(occurring: Sequence[int], names: Sequence[str], colors: Sequence[
     ]
 
 
-def _finish(path: Path, figure: Figure, axes: np.ndarray, heading: str, titles: Sequence[str]) -> None:
+def _finish(path: Path, figure: Any, axes: np.ndarray, heading: str, titles: Sequence[str]) -> None:
     """Write a grid of pictures as PNG. titles: of its columns."""
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
@@ -242,6 +247,8 @@ def overlaid(
     image_HW3: np.ndarray, classes_HW: np.ndarray, colors: Sequence[str] = (), opacity: float = 0.55
 ) -> np.ndarray:
     """The image (in [0, 1]) with each class tinted, and ignored pixels striped. colors: see `class_look`."""
+    from matplotlib.colors import to_rgb
+
     tinted = image_HW3.copy()
     rows, columns = np.indices(classes_HW.shape)
     along = {"//": rows + columns, "--": rows, "||": columns}
@@ -301,7 +308,7 @@ def draw_diagnostics(path: Path, rows: Rows, dead_warning: float) -> None:
         axes[2].set_yscale("log")
         axes[2].minorticks_off()
         # Plain numbers: the parser for powers of ten is slow.
-        axes[2].yaxis.set_major_formatter(StrMethodFormatter("{x:.0e}"))
+        axes[2].yaxis.set_major_formatter("{x:.0e}")
     axes[2].set_xlabel("depth: number of the call site in the forward pass (shaded: decoder)")
     write_atomic(path, image_bytes(figure, "png"))
 

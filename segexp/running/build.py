@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -45,14 +45,14 @@ from segexp.training.diagnostics import sites_of
 from segexp.training.loop import Task
 
 KEPT_BYTES = 2**28
-"""Of the batches of validation images that a run keeps on its device, because it scores them after every epoch."""
+"""Of validation images and their predictions that a run keeps on its device, because it scores them more than once."""
 
 
 @dataclass(frozen=True)
 class Scorer:
     """The network of ``spec`` on ``device``, and how its images are read, fitted (geometry) and normalised.
 
-    kept: batches by the images that were asked for, the first of them where there are too many.
+    kept: batches by the images that were asked for.
     """
 
     spec: RunSpec
@@ -64,20 +64,26 @@ class Scorer:
     normalise: Normalisation
     kept: dict[tuple[int, ...], list[ScoringBatch]] = field(default_factory=dict)
 
-    def batches(self, indices: Sequence[int], keep: bool = False) -> Iterator[ScoringBatch]:
-        """These images and masks in batches of equal size, not augmented. keep: on the device, for the next call with
-        these images, as many as `KEPT_BYTES` hold."""
-        kept = self.kept.setdefault(tuple(indices), []) if keep else []
-        yield from kept
-        rest, room = indices[sum(len(batch.indices) for batch in kept) :], KEPT_BYTES * keep
-        room -= sum(_n_bytes(batch) for several in self.kept.values() for batch in several)
+    @property
+    def keeps_val(self) -> bool:
+        """Whether `KEPT_BYTES` hold the images and the predictions of the validation split."""
+        sizes_N2, channels = self.spec.facts.sizes_N2[self.spec.split["val"]], len(self.normalise.mean_C)
+        pixels = int(sizes_N2.prod(axis=1).clip(min=self.geometry.size**2).sum())
+        return pixels * (4 * channels + 12 * self.spec.config.dataset.num_classes + 4) < KEPT_BYTES
+
+    def batches(self, indices: Sequence[int], keep: bool = False) -> Iterable[ScoringBatch]:
+        """These images and masks in batches of equal size, not augmented. keep: on the device, for the next call."""
+        if tuple(indices) in self.kept:
+            return self.kept[tuple(indices)]
         sizes, batch_size = self.spec.facts.sizes_N2, self.spec.config.trainer.batch_size
-        for batch in scoring_batches(self.read, self.geometry, self.normalise, rest, sizes, batch_size):
-            room -= _n_bytes(batch)
-            if room >= 0:
-                here = {name: tensor.to(self.device) for name, tensor in _tensors(batch).items()}
-                kept.append(dataclasses.replace(batch, **here))
-            yield kept[-1] if room >= 0 else batch
+        batches = scoring_batches(self.read, self.geometry, self.normalise, indices, sizes, batch_size)
+        if not keep:
+            return batches
+        kept = self.kept.setdefault(tuple(indices), [])
+        for batch in batches:
+            there: Any = {k: v.to(self.device) for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
+            kept.append(dataclasses.replace(batch, **there))
+        return kept
 
     def predictions(self, images: str | Sequence[int], flips: Sequence[tuple[int, ...]] = ((),)) -> Iterator[Scored]:
         """Predictions at scoring resolution, with the present weights, of a split (by name) or of images (by index).
@@ -89,16 +95,8 @@ class Scorer:
         indices = units_of(config, self.spec.image_set).in_order(indices)
         self.network.eval()
         forward = make_forward(self.network, self.device, config.trainer.precision)
-        batches = self.batches(indices, keep=images == "val")
+        batches = self.batches(indices, keep=images == "val" and self.keeps_val)
         return predict(forward, self.head, batches, self.device, config.metrics.resolution, flips)
-
-
-def _tensors(batch: ScoringBatch) -> dict[str, Any]:
-    return {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
-
-
-def _n_bytes(batch: ScoringBatch) -> int:
-    return sum(tensor.nbytes for tensor in _tensors(batch).values())
 
 
 class InitialNetwork(NamedTuple):
@@ -291,12 +289,13 @@ def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
         options["kept"] = {}
     batches = functools.partial(training_batches, *images, seed=config.seed, **options)
 
-    def validate() -> EpochScores:
+    def validate() -> tuple[EpochScores, list[Scored]]:
         policy: Any = config.metrics.empty_policy
         scored = scorer.predictions("val")
         if functions:
             scored = (dataclasses.replace(one, maps=(kept(one.indices, one.network[1]),)) for one in scored)
-        return epoch_scores(scored, loss_of, units_of(config, image_set), policy)
+        predictions = list(scored) if scorer.keeps_val else []
+        return epoch_scores(predictions or scored, loss_of, units_of(config, image_set), policy), predictions
 
     return Task(
         network=scorer.network,

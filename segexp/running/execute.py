@@ -1,6 +1,7 @@
 """Execute a run, or continue what an earlier attempt left, and record how it ended."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import logging
@@ -284,10 +285,11 @@ def _first_record(spec: RunSpec, built: Built, device: torch.device, warnings: l
     }
 
 
+@functools.cache
 def git_state() -> dict[str, Any] | None:
     """Commit of the checkout that segexp runs from, whether tracked files are changed, and a hash of the changes.
 
-    None for an installed package.
+    None for an installed package. Looked up once: a process runs what it has imported.
     """
     checkout = Path(segexp.__file__).resolve().parent.parent
     if not (checkout / ".git").exists():

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def finalize(
     n_val, n_test = (len(spec.split[part]) for part in ("val", "test"))
     epoch = state.best_epoch or state.epoch
     log.info("scoring %d val and %d test images with the weights of epoch %d", n_val, n_test, epoch)
-    fitted, scores = final_scores(scorer, spec.run_dir / PROGRESS)
+    fitted, scores = final_scores(scorer, spec.run_dir / PROGRESS, state.best_predictions)
     chosen = best_threshold(scores["val"])
     summary = _identity_columns(spec, state, record) | scores["test"].summary
     if learned := learned_options(scorer.network):
@@ -83,9 +83,10 @@ def finalize(
     for warning in warnings_of(last):
         record["warnings"].append(warning)
         log.warning("%s", warning)
-    draw_diagnostics(spec.run_dir / "diagnostics.png", looks, DEAD_WARNING)
     _keep_pictures(scorer)
-    _draw_samples(scorer, scores["test"], summary)
+    if spec.config.trainer.figures:
+        draw_diagnostics(spec.run_dir / "diagnostics.png", looks, DEAD_WARNING)
+        _draw_samples(scorer, scores["test"], summary)
     return summary
 
 
@@ -97,13 +98,17 @@ def finalize_diverged(spec: RunSpec, record: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
-def final_scores(scorer: Scorer, progress: Path | None = None) -> tuple[FittedOnValidation, dict[str, SplitScores]]:
+def final_scores(
+    scorer: Scorer, progress: Path | None = None, known: Sequence[Scored] = ()
+) -> tuple[FittedOnValidation, dict[str, SplitScores]]:
     """What is fitted on validation, and the scores of val and test with the present weights.
 
-    progress: a file for how many images are scored, written at most once a second; those of val are read twice.
+    progress: a file for how many images are scored, written at most once a second; those of val are read twice. known:
+    predictions of val with these weights, if there are some.
     """
     spec = scorer.spec
     config, image_set, val = spec.config, spec.image_set, spec.split["val"]
+    known = known or (list(scorer.predictions("val")) if scorer.keeps_val else [])
     if config.metrics.resolution == "native" or scorer.geometry.how == "pad":
         n_pixels = int(spec.facts.sizes_N2[val].prod(axis=1).sum())
     else:
@@ -113,7 +118,7 @@ def final_scores(scorer: Scorer, progress: Path | None = None) -> tuple[FittedOn
 
     def predictions(part: str) -> Iterator[Scored]:
         nonlocal done, written
-        for scored in scorer.predictions(part):
+        for scored in (part == "val" and known) or scorer.predictions(part):
             if progress and time.monotonic() >= written + 1:
                 written = time.monotonic()
                 write_json(progress, {"done": done, "total": total, "seconds": round(written - begun, 1)})
@@ -169,7 +174,7 @@ def final_diagnostics(scorer: Scorer, task: Task, epoch: int) -> list[dict[str, 
         scorer.network,
         task.sites,
         lambda images, masks: task.loss_of(scorer.head(forward(images)), masks),
-        ((b.images_NCHW.to(device), b.masks_NHW.long().to(device)) for b in scorer.batches(indices, keep=True)),
+        ((b.images_NCHW.to(device), b.masks_NHW.long().to(device)) for b in scorer.batches(indices)),
         len(indices),
         spec.run_id,
         epoch,
@@ -188,10 +193,10 @@ def _keep_pictures(scorer: Scorer) -> None:
         units, n_gt_N = units_of(spec.config, spec.image_set), spec.facts.class_pixels_NC[:, 1:].sum(axis=1)
         largest = {units.unit(i): i for i in sorted(kept, key=lambda i: n_gt_N[i])}
         kept = list(largest.values())
-    for index in fixed_choice(image_ids, kept):
-        for scored in scorer.predictions([index]):
-            save_maps(maps, image_ids[index], probability_map(scored.prediction), scored.prediction.first)
-            save_example(originals, image_ids[index], _picture(scorer, index), _reference(scored))
+    for scored in scorer.predictions(fixed_choice(image_ids, kept)):
+        for n, index in enumerate(scored.indices):
+            save_maps(maps, image_ids[index], probability_map(scored.prediction, n), scored.prediction.first)
+            save_example(originals, image_ids[index], _picture(scorer, index), _reference(scored, n))
 
 
 def _draw_samples(scorer: Scorer, test: SplitScores, summary: dict[str, Any]) -> None:
@@ -226,9 +231,9 @@ def _draw_samples(scorer: Scorer, test: SplitScores, summary: dict[str, Any]) ->
         draw_samples(spec.run_dir / "samples.png", examples, heading, names, colors, title)
 
 
-def _reference(scored: Scored) -> np.ndarray:
-    """The reference of the first image for pictures: class indices (H, W)."""
-    truth_HW = scored.target_NHW[0].cpu().numpy()
+def _reference(scored: Scored, n: int) -> np.ndarray:
+    """The reference of image n of a batch for pictures: class indices (H, W)."""
+    truth_HW = scored.target_NHW[n].cpu().numpy()
     return innermost(truth_HW) if scored.prediction.overlapping else truth_HW
 
 

@@ -39,6 +39,7 @@ PRELOADED = (
     "segexp.models.trace",
     "segexp.data.batches",
     "torch",
+    "torch._dynamo",  # by the first optimizer; it takes a second
     "segmentation_models_pytorch",
     "scipy.ndimage",
     "matplotlib.figure",

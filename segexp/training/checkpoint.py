@@ -86,14 +86,15 @@ class Checkpoints:
     """last.pt and best.pt of a run: copies of the end of an epoch, written by a thread of their own when they are due.
 
     last.pt is written first, and holds the best weights where best.pt does not hold them yet: at any moment the two
-    have what is needed to continue. So best.pt is never of an epoch that last.pt does not know, but where a run ends
-    before its first last.pt. Leaving the block writes what was not yet written, unless the run is done, and waits.
+    have what is needed to continue. A run that is done before its first last.pt writes best.pt alone. Leaving the block
+    by an error writes what is not written yet.
 
     extra: what each checkpoint holds beside. best: epoch and weights of the best epoch, on the CPU; None without one.
     """
 
     def __init__(self, folder: Path, extra: dict[str, Any], keep_last: bool) -> None:
-        self.folder, self.extra, self.best = folder, extra, dict[str, Any]() or None
+        self.folder, self.extra = folder, extra
+        self.best: dict[str, Any] | None = None
         self.best_on_disk: int | None = None  # its epoch, where it is that of last.pt
         self._needs_last = keep_last or (folder / "last.pt").exists()
         self._last: dict[str, Any] | None = None
@@ -121,12 +122,9 @@ class Checkpoints:
     def finish(self) -> None:
         """Begin to write what a run needs whose training is over; last.pt only if there was one before or is kept."""
         self.wait()
-        if self._needs_last or self.best is None:
-            if not self._is_written:
-                self._write(self._last)
-        elif self.best["epoch"] != self.best_on_disk:
-            self._write(None)
-        if self.best is None:
+        if not self._is_written:
+            self._write(self._last if self._needs_last or self.best is None else None)
+        if self.best is None:  # last.pt will be read
             self.wait()
 
     def wait(self) -> None:

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -27,7 +28,7 @@ from segexp.data import torch_seeded
 from segexp.data.batches import Batch, batches_of, epoch_order
 from segexp.errors import DivergedError, UsageError
 from segexp.evaluation import dice_and_iou, micro_scores, primary_score
-from segexp.evaluation.predict import EpochScores, Forward, LossOf, counted_masks, make_forward, mask_counts
+from segexp.evaluation.predict import EpochScores, Forward, LossOf, Scored, counted_masks, make_forward, mask_counts
 from segexp.losses import Maps
 from segexp.models.build import learned_parameters
 from segexp.optim import OPTIMIZERS, SCHEDULERS
@@ -51,8 +52,9 @@ class Task:
     """What a training needs besides its configuration.
 
     batches(epoch, batch_indices) yields training batches; validate() scores the validation split with the present
-    weights. sites: the call sites of hidden activations, for the diagnostics. resident_bytes: of training images that
-    stay in the memory of the device that prepares batches.
+    weights, and returns its predictions unless they are too large to keep. sites: the call sites of hidden
+    activations, for the diagnostics. resident_bytes: of training images that stay in the memory of the device that
+    prepares batches.
     """
 
     network: torch.nn.Module
@@ -60,7 +62,7 @@ class Task:
     loss_of: LossOf
     train_indices: Sequence[int]
     batches: Callable[[int, Sequence[Sequence[int]]], Iterable[Batch]]
-    validate: Callable[[], EpochScores]
+    validate: Callable[[], tuple[EpochScores, list[Scored]]]
     device: torch.device
     sites: Sequence[Site]
     run_id: str
@@ -69,7 +71,7 @@ class Task:
 
 @dataclass
 class TrainingState:
-    """All that changes while training, besides the network; a checkpoint holds it."""
+    """All that changes while training, besides the network; a checkpoint holds all but the predictions."""
 
     optimizer: torch.optim.Optimizer
     scheduler: Any
@@ -81,6 +83,7 @@ class TrainingState:
     rows: list[dict[str, Any]] = field(default_factory=list)
     timings: list[dict[str, Any]] = field(default_factory=list)
     diagnostics: list[dict[str, Any]] = field(default_factory=list)
+    best_predictions: list[Scored] = field(default_factory=list)  # of validation, if this process made them
 
 
 STATEFUL = ("optimizer", "scheduler", "scaler")
@@ -130,43 +133,29 @@ def restore(task: Task, state: TrainingState, checkpoints: Checkpoints) -> None:
 
 
 @dataclass
-class EpochSums:
-    """Sums over the steps of an epoch. What a step measures stays on the device until `read`.
+class StepMeasures:
+    """Loss, gradient norm and share of logits that are not finite of each step of an epoch.
 
-    found_inf: on the device, 1 from the first step whose loss or gradient was not finite; fused optimizers then skip.
-    n_norms: steps whose gradient norm was finite; under fp16 the scaler skips the others. bad_step: the first step of
-    the epoch, from 0, that was not finite; None: none.
+    found_inf: 1 from the first step on that was not finite; fused optimizers then skip. unread: on the device, too.
     """
 
     found_inf: torch.Tensor
     unread: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=list)
-    n_steps: int = 0
-    loss: float = 0.0
-    norm: float = 0.0
-    n_norms: int = 0
-    nonfinite: float = 0.0
-    bad_step: int | None = None
+    known: list[tuple[float, float, float]] = field(default_factory=list)
 
-    @classmethod
-    def zero(cls, device: torch.device) -> Self:
-        """The sums before the first step."""
-        return cls(torch.zeros((), device=device))
-
-    def read(self, precision: str) -> None:
-        """Add what the steps since the last call measured: loss, gradient norm, share of logits that are not finite."""
-        if not self.unread:
-            return
-        losses, norms, shares = (torch.stack(several).cpu().tolist() for several in zip(*self.unread, strict=True))
-        for loss, norm, share in zip(losses, norms, shares, strict=True):
-            # Under fp16 infinite gradients are normal: the scaler skips the step and lowers its scale.
-            finite = math.isfinite(loss) and (math.isfinite(norm) or precision == "fp16")
-            self.bad_step = self.n_steps if self.bad_step is None and not finite else self.bad_step
-            self.n_steps += 1
-            self.loss += loss
-            self.norm += norm if math.isfinite(norm) else 0.0
-            self.n_norms += math.isfinite(norm)
-            self.nonfinite += share
+    def read(self) -> None:
+        """Read those of the steps since the last call from the device."""
+        columns = [torch.stack(several).tolist() for several in zip(*self.unread, strict=True)]
+        self.known += zip(*columns, strict=True)
         self.unread.clear()
+
+    def row(self) -> dict[str, float]:
+        """Means over the steps, of the norms that are finite: under fp16 the scaler skips the other steps."""
+        losses, norms, shares = np.array(self.known).T
+        finite = np.isfinite(norms)
+        sums = [float(np.cumsum(values)[-1]) for values in (losses, np.where(finite, norms, 0.0), shares)]
+        numbers = (len(losses), max(int(finite.sum()), 1), len(losses))
+        return dict(zip(("loss", "grad_norm", "frac_nonfinite"), np.divide(sums, numbers).tolist(), strict=True))
 
 
 def begin(config: Config, task: Task) -> TrainingState:
@@ -209,7 +198,7 @@ def train(
             bar.set_description(f"epoch {epoch}/{total}")
             train_row = train_epoch(config, task, state, epoch, bar)
             trained = time.perf_counter()
-            scores = task.validate()
+            scores, predictions = task.validate()
             if scores.frac_nonfinite > 0:
                 raise DivergedError(f"logits on the validation images are not finite after epoch {epoch}")
             val_row = {"epoch": epoch, "split": "val", "step": state.step, "lr": train_row["lr"], "grad_norm": NAN}
@@ -219,7 +208,7 @@ def train(
                 state.scheduler.step(score)
             state.epoch = epoch
             if score > state.best_score:
-                state.best_score, state.best_epoch = score, epoch
+                state.best_score, state.best_epoch, state.best_predictions = score, epoch, predictions
             seconds = time.perf_counter() - started
             images_per_s = len(task.train_indices) / (trained - started)
             timing = {"epoch": epoch, "seconds": seconds, "images_per_s": images_per_s}
@@ -259,20 +248,19 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
     """One pass over the training images; returns the row of epochs.csv. Raises DivergedError."""
     batch_indices = batches_of(epoch_order(task.train_indices, config.seed, epoch), config.trainer.batch_size)
     n_steps = len(batch_indices)
-    device, sums = task.device, EpochSums.zero(task.device)
+    device, measures = task.device, StepMeasures(torch.zeros((), device=task.device))
     counts: list[torch.Tensor] = []
     probes: list[ActivationProbe] = []
     forward = make_forward(task.network, device, config.trainer.precision)
     lr = float(state.optimizer.param_groups[0]["lr"])
     task.network.train()
-    first_step = state.step
     devices = (device.index or 0,) if device.type == "cuda" else ()
     with torch_seeded(config.seed, "network", epoch, devices=devices):
         for position, batch in enumerate(task.batches(epoch, batch_indices)):
             heed_interrupts()
             images_NCHW, masks_NHW, maps = on_device(batch, device)
             probe = ActivationProbe(task.network, task.sites) if state.step % EVERY == 0 else None
-            prediction = train_step(config, task, state, forward, images_NCHW, masks_NHW, sums, probe, maps)
+            prediction = train_step(config, task, state, forward, images_NCHW, masks_NHW, measures, probe, maps)
             if probe is not None:
                 probes.append(probe)
             decided = prediction.foreground_NFHW()
@@ -280,27 +268,17 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
             state.step += 1
             bar.update()
             if (position + 1) % READ_EVERY == 0 or position + 1 == n_steps:
-                sums.read(config.trainer.precision)
+                measures.read()
                 try:
-                    _raise_if_diverged(config, task, state, epoch, batch_indices, first_step, sums)
+                    _check_finite(config, task, state, batch_indices, measures)
                 except DivergedError:
                     state.diagnostics += diagnostics_rows(probes, task.run_id, "train", epoch)
                     raise
-                loss, recent = sums.loss / sums.n_steps, _scores(torch.cat(counts[-READ_EVERY:]))
-                bar.set_postfix({"loss": f"{loss:.3f}", "train dice": f"{recent['dice']:.3f}"})
+                recent = _scores(torch.cat(counts[-READ_EVERY:]))
+                bar.set_postfix({"loss": f"{measures.row()['loss']:.3f}", "train dice": f"{recent['dice']:.3f}"})
     state.diagnostics += diagnostics_rows(probes, task.run_id, "train", epoch)
-    return {
-        "epoch": epoch,
-        "split": "train",
-        "step": state.step,
-        "lr": lr,
-        "loss": sums.loss / n_steps,
-        **_scores(torch.cat(counts)),
-        "nll": NAN,
-        "brier": NAN,
-        "grad_norm": sums.norm / max(sums.n_norms, 1),
-        "frac_nonfinite": sums.nonfinite / n_steps,
-    }
+    row = {"epoch": epoch, "split": "train", "step": state.step, "lr": lr, "nll": NAN, "brier": NAN}
+    return row | _scores(torch.cat(counts)) | measures.row()
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
@@ -326,7 +304,7 @@ def train_step(
     forward: Forward,
     images_NCHW: torch.Tensor,
     masks_NHW: torch.Tensor,
-    sums: EpochSums,
+    measures: StepMeasures,
     probe: ActivationProbe | None = None,
     maps: Maps | None = None,
 ) -> Prediction:
@@ -344,15 +322,15 @@ def train_step(
         state.scaler.step(state.optimizer)
         state.scaler.update()
     else:
-        sums.found_inf.masked_fill_(~(loss.isfinite() & norm.isfinite()), 1.0)
+        measures.found_inf.masked_fill_(~(loss.isfinite() & norm.isfinite()), 1.0)
         if getattr(state.optimizer, "_step_supports_amp_scaling", False):
-            state.optimizer.found_inf = sums.found_inf  # type: ignore[attr-defined]
+            state.optimizer.found_inf = measures.found_inf  # type: ignore[attr-defined]
             state.optimizer.step()
-        elif not bool(sums.found_inf):  # an optimizer of the user's own, not fused: this waits for the device
+        elif not bool(measures.found_inf):  # an optimizer of the user's own, not fused: this waits for the device
             state.optimizer.step()
     if SCHEDULERS[config.scheduler.name].moves == "step":
         state.scheduler.step()
-    sums.unread.append((loss.detach(), norm, (~prediction.logits_NKHW.detach().isfinite()).float().mean()))
+    measures.unread.append((loss.detach(), norm, (~prediction.logits_NKHW.detach().isfinite()).float().mean()))
     return prediction
 
 
@@ -365,25 +343,22 @@ def _clipped_norm(network: torch.nn.Module, limit: float | None) -> torch.Tensor
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
-def _raise_if_diverged(
-    config: Config,
-    task: Task,
-    state: TrainingState,
-    epoch: int,
-    batch_indices: Sequence[Sequence[int]],
-    first_step: int,
-    sums: EpochSums,
+def _check_finite(
+    config: Config, task: Task, state: TrainingState, batches: list[list[int]], measures: StepMeasures
 ) -> None:
-    if config.trainer.precision == "fp16" and state.scaler.get_scale() < 1:
+    """Raise DivergedError where a step since the last call was not finite."""
+    fp16, epoch, n_steps = config.trainer.precision == "fp16", state.epoch + 1, len(measures.known)
+    if fp16 and state.scaler.get_scale() < 1:
         raise DivergedError(f"epoch {epoch}: gradients no longer fit into fp16; use trainer.precision=bf16 or fp32")
-    position = sums.bad_step
-    if position is None:
+    new = [*enumerate(measures.known)][-READ_EVERY:]  # under fp16 infinite gradients are normal
+    bad = [n for n, (loss, norm, _) in new if not (math.isfinite(loss) and (fp16 or math.isfinite(norm)))]
+    if not bad:
         return
-    batch = next(iter(task.batches(epoch, batch_indices[position : position + 1])))
+    batch = next(iter(task.batches(epoch, batches[bad[0] : bad[0] + 1])))
     forward = make_forward(task.network, task.device, config.trainer.precision)
     images_NCHW, masks_NHW, _ = on_device(batch, task.device)
     where = first_bad_layer(task, forward, images_NCHW, masks_NHW)
-    raise DivergedError(f"step {first_step + position + 1} (epoch {epoch}): {where}")
+    raise DivergedError(f"step {state.step - n_steps + bad[0] + 1} (epoch {epoch}): {where}")
 
 
 def first_bad_layer(task: Task, forward: Forward, images_NCHW: torch.Tensor, masks_NHW: torch.Tensor) -> str:

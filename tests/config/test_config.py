@@ -24,7 +24,7 @@ from segexp.registry import NOT_NEGATIVE, Option, Range, Since
 VOLATILE = {
     "outputs", "study.name", "study.protocol", "study.budget", "sweep.pairs", "sweep.exclude", "tuned", "resume",
     "tracking", "dataset.name", "dataset.root", "dataset.group_file", "dataset.max_pixels", "trainer.device",
-    "trainer.threads", "trainer.workers", "trainer.keep_last",
+    "trainer.threads", "trainer.workers", "trainer.keep_last", "trainer.figures",
     "trainer.wait", "dataset.class_names", "split.method",
     *(f"dataset.{key}" for key in ("class_colors", "channel_names", "licence", "citation", "url", "download")),
     "dataset.mask_antialias",

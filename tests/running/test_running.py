@@ -400,6 +400,20 @@ def test_a_stopped_process_that_continues_after_a_takeover(tmp_path: Path) -> No
     assert {path: path.read_bytes() for path in lock.parent.rglob("*") if path.is_file()} == before
 
 
+def test_a_run_without_figures_or_with_predictions_made_anew_has_the_same_tables(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what is drawn nor what is kept in memory changes a score, and the run is the same run."""
+    monkeypatch.setattr(build, "KEPT_BYTES", 0)
+    run_dir = tiny_run(tmp_path, *AS_FINISHED, "trainer.figures=false", figures=True).run_dir
+    assert run_dir.name == finished.name
+    assert {p.name for p in run_dir.iterdir()} == EXPECTED_FILES - {"samples.png", "diagnostics.png"}
+    assert tables(run_dir) == tables(finished)
+    for folder in ("predictions", "examples"):
+        for path in (run_dir / folder).iterdir():
+            assert path.read_bytes() == (finished / folder / path.name).read_bytes()
+
+
 def test_last_pt_goes_when_a_run_is_done(finished: Path, copied: Path, tmp_path: Path) -> None:
     """Also what a process left that was killed when all was done, but for removing it."""
     assert not (finished / "checkpoints" / "last.pt").exists()
@@ -492,16 +506,16 @@ def test_two_states_of_a_changed_checkout_are_told_apart(tmp_path: Path, monkeyp
     source.parent.mkdir()
     source.write_text("1")
     monkeypatch.setattr(segexp, "__file__", str(source))
-    assert git_state() is None
+    assert git_state.__wrapped__() is None
     for words in (("init",), ("add", "."), ("commit", "-m", "x")):
         git(*words)
-    states = [git_state()]
+    states = [git_state.__wrapped__()]
     (tmp_path / "untracked").touch()
     for text in ("1", "2", "3", "2"):
         source.write_text(text)
-        states.append(git_state())
+        states.append(git_state.__wrapped__())
     git("add", "segexp")
-    states.append(git_state())
+    states.append(git_state.__wrapped__())
     assert all(state and len(state["commit"]) == 40 for state in states)
     clean, also_clean, two, three, two_again, staged = [(s["dirty"], s["diff_sha"]) for s in states if s]
     assert clean == also_clean == (False, None)

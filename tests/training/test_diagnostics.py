@@ -318,7 +318,7 @@ def test_a_look_every_fifty_steps_costs_less_than_two_percent(tmp_path: Path) ->
     state = loop.begin(config, task)
     order = batches_of(epoch_order(prepared.split["train"], 0, 1), 8)
     images, masks, _ = next(iter(task.batches(1, order)))
-    sums = loop.EpochSums.zero(device)
+    measures = loop.StepMeasures(torch.zeros((), device=device))
     forward = make_forward(task.network, device, "fp32")
     task.network.train()
     seconds: dict[bool, list[float]] = {True: [], False: []}
@@ -326,7 +326,7 @@ def test_a_look_every_fifty_steps_costs_less_than_two_percent(tmp_path: Path) ->
         looking = number % 2 == 0
         began = time.perf_counter()
         probe = ActivationProbe(task.network, task.sites) if looking else None
-        loop.train_step(config, task, state, forward, images, masks, sums, probe)
+        loop.train_step(config, task, state, forward, images, masks, measures, probe)
         if probe is not None:
             probe.values()
         seconds[looking].append(time.perf_counter() - began)

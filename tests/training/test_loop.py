@@ -25,7 +25,7 @@ from segexp.records import read_table
 from segexp.running import prepare
 from segexp.running.build import initial_network
 from segexp.training.checkpoint import load_checkpoint, save_checkpoint
-from segexp.training.loop import EpochSums, begin, first_bad_layer, peak_memory_mib, train_step
+from segexp.training.loop import StepMeasures, begin, first_bad_layer, peak_memory_mib, train_step
 
 READS = ("_local_scalar_dense", "nonzero", "_to_copy", "is_nonzero", "unique", "equal")
 """Operators that make the host wait for the device, or copy between the two."""
@@ -58,16 +58,15 @@ def test_a_step_reads_nothing_back(tmp_path: Path, overrides: tuple[str, ...]) -
     state = begin(prepared.config, task)
     order = epoch_order(prepared.split["train"], 0, 1)
     images, masks, maps = next(iter(task.batches(1, batches_of(order, 5))))
-    sums = EpochSums.zero(device)
+    measures = StepMeasures(torch.zeros((), device=device))
     forward = make_forward(network, device, "fp32")
     network.train()
     with Operators() as seen:
-        train_step(prepared.config, task, state, forward, images, masks, sums, maps=maps)
+        train_step(prepared.config, task, state, forward, images, masks, measures, maps=maps)
     assert "convolution" in seen.names
     assert not [name for name in seen.names if name in READS]
-    sums.read("fp32")
-    assert sums.loss > 0
-    assert sums.bad_step is None
+    measures.read()
+    assert measures.row()["loss"] > 0
 
 
 SGD_EPOCH = ("trainer.epochs=1", "optimizer=sgd", "optimizer.weight_decay=0.0")

@@ -1,0 +1,90 @@
+"""Whole epochs against a plain loop over the same batches with the same network, head and loss."""
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import Row, benchmark, in_turns, ratios
+from segexp.config import params
+from segexp.config.compose import compose_job, hydra_session, typed_of
+from segexp.data.batches import batches_of, epoch_order
+from segexp.evaluation.predict import make_forward
+from segexp.optim import OPTIMIZERS
+from segexp.records.process import ownership
+from segexp.running import RunSpec, prepare
+from segexp.running.build import Scorer, initial_network, make_scorer, make_task
+from segexp.training.checkpoint import Checkpoints
+from segexp.training.loop import Task, begin, train
+
+ASKED = {64: 0.95, 128: 0.97}  # image side in pixels -> speed of a whole epoch, as a share of that of the plain loop
+
+
+@contextmanager
+def made(*overrides: str) -> Iterator[tuple[RunSpec, Scorer, Task]]:
+    """The run of plain `segexp train` with these overrides, before its first step."""
+    with tempfile.TemporaryDirectory() as outputs:
+        with hydra_session() as extra:
+            spec = prepare(typed_of(compose_job([f"outputs='{outputs}'", *overrides], extra)))
+        initial = initial_network(spec)
+        scorer = make_scorer(spec, initial)
+        with ownership_of(spec.run_dir):
+            yield spec, scorer, make_task(scorer, initial.built.sites)
+
+
+@contextmanager
+def ownership_of(run_dir: Path) -> Iterator[None]:
+    run_dir.mkdir(parents=True)
+    with ownership(run_dir):
+        yield
+
+
+def plain_loop(spec: RunSpec, scorer: Scorer, task: Task) -> Callable[[], None]:
+    """An epoch: the training steps, and the forward passes of validation. Nothing is measured, scored or written."""
+    config, network, head = spec.config, copy.deepcopy(task.network), task.head
+    optimizer = OPTIMIZERS[config.optimizer.name].function(network.parameters(), **params(config.optimizer))
+    forward = make_forward(network, task.device, config.trainer.precision)
+    batches = batches_of(epoch_order(task.train_indices, config.seed, 1), config.trainer.batch_size)
+    val = [batch.images_NCHW.to(task.device) for batch in scorer.batches(spec.split["val"])]
+
+    def epoch() -> None:
+        network.train()
+        for images_NCHW, masks_NHW, _ in task.batches(1, batches):
+            optimizer.zero_grad(set_to_none=True)
+            loss = task.loss_of(head(forward(images_NCHW.to(task.device))), masks_NHW.to(task.device))
+            loss.backward()
+            optimizer.step()
+        network.eval()
+        with torch.inference_mode():
+            for images_NCHW in val:
+                head(forward(images_NCHW))
+
+    return epoch
+
+
+def whole_epochs(spec: RunSpec, task: Task, checkpoints: Checkpoints) -> Callable[[], None]:
+    """The next epoch of a run: with validation, scores, checkpoints (waited for, if one is due) and tables."""
+    state = begin(spec.config, task)
+
+    def epoch() -> None:
+        with suppress(KeyboardInterrupt):
+            train(spec.config, task, spec.run_dir, state, checkpoints, stop_requested=lambda: True)
+        checkpoints.wait()
+
+    return epoch
+
+
+@benchmark("Whole epochs, with validation, checkpoints and tables, against the steps and forward passes alone")
+def epochs(quick: bool) -> Iterable[Row]:
+    for side, asked in ASKED.items():
+        number, rounds = (30, 1) if quick else (160, 9)
+        words: Any = f"dataset.image_size={side}", f"dataset.number={number}", "trainer.epochs=1000"
+        with made(*words) as (spec, scorer, task), Checkpoints(spec.run_dir / "checkpoints", {}, False) as checkpoints:
+            case = f"{side} px, {len(task.train_indices)} + {len(spec.split['val'])} images"
+            calls = {case: whole_epochs(spec, task, checkpoints), "plain loop": plain_loop(spec, scorer, task)}
+            times = in_turns(calls, rounds, task.device.type, warm_up=0 if quick else 1)
+        yield from ratios(times, "plain loop", {case: (">=", asked)}, rate=True)

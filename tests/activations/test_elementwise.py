@@ -11,7 +11,12 @@ from segexp.activations.hidden.elementwise import Pointwise
 from segexp.commands.bench import saved_bytes
 
 CLOSED = [n for n in function_names() if getattr(make_hidden(n, {}), "_gradient", None) is not None]
-LEARNED = {"xielu": ["raw_p", "raw_n"], "snake": ["a"], "rational": ["numerator", "denominator"]}
+LEARNED = {
+    "star_relu": ["scale", "bias"],
+    "xielu": ["raw_p", "raw_n"],
+    "snake": ["a"],
+    "rational": ["numerator", "denominator"],
+}
 """Names of parameters in checkpoints."""
 
 
@@ -78,7 +83,10 @@ def test_pieces_and_layouts_change_nothing(name: str, monkeypatch: pytest.Monkey
         wanted, y = plain(exact, wanted_x), module(x_)
         torch.testing.assert_close(y.double(), wanted, rtol=1e-5, atol=2e-6)
         assert y.is_contiguous(memory_format=last) == x_.is_contiguous(memory_format=last)
-        of_x, *of_parameters = gradients(y, x_, module, along.float())
+        g32, before = along.float(), along.float().clone()
+        of_x, *of_parameters = gradients(y, x_, module, g32)
+        assert torch.equal(g32, before)
+        assert torch.equal(x_, x.float())
         true_x, *true_parameters = gradients(wanted, wanted_x, exact, along)
         torch.testing.assert_close(of_x.double(), true_x, rtol=1e-5, atol=1e-5)
         for found, true in zip(of_parameters, true_parameters, strict=True):

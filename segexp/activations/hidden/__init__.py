@@ -181,9 +181,9 @@ def pointwise(
     """A module that applies ``function(x, **parameters)``; ``learnable`` holds the parameters' initial values.
 
     gradient: the backward pass in closed form, (g, x, *parameters) -> g f'(x), followed for each parameter by the sum
-    of g df/dparameter; of differentiable operations. With it x alone is kept for the backward pass, and all is computed
-    in float32 or better. prepare: computes from the parameters the constants that function and gradient have in their
-    place. Each call site of a network has a module, and so parameters, of its own.
+    of g df/dparameter. With it x alone is kept for the backward pass, and all is computed in float32 or better; it may
+    work in place on tensors of its own. prepare: computes from the parameters the constants that function and gradient
+    have in their place. Each call site of a network has a module, and so parameters, of its own.
     """
     from segexp.activations.hidden.elementwise import Pointwise
 

@@ -1,5 +1,6 @@
 """Hidden activations that are exponential, smooth, sigmoidal or periodic."""
 
+import functools
 import math
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -164,7 +165,7 @@ def squareplus(*, b: Annotated[float, POSITIVE] = 4.0) -> "Module":
 
     def gradient(g: "Tensor", x: "Tensor") -> "Tensor":
         root, f = parts(x)
-        return g * f / root
+        return f.div_(root).mul_(g)
 
     return pointwise(lambda x: parts(x)[1], gradient)
 
@@ -199,7 +200,7 @@ def golu() -> "Module":
 
     def gradient(g: "Tensor", x: "Tensor") -> "Tensor":
         u, gompertz = powers(x)
-        return g * (1 + x * u) * gompertz
+        return u.mul_(x).add_(1).mul_(gompertz).mul_(g)
 
     return pointwise(lambda x: x * powers(x)[1], gradient)
 
@@ -221,7 +222,7 @@ def telu() -> "Module":
     def gradient(g: "Tensor", x: "Tensor") -> "Tensor":
         e = power(x)
         t = e.tanh()
-        return g * (t + x * e * (1 - t * t))
+        return t.addcmul_(e.mul_(x), 1 - t * t).mul_(g)
 
     return pointwise(lambda x: x * power(x).tanh(), gradient)
 
@@ -253,25 +254,25 @@ def xielu() -> "Module":
     import torch
     import torch.nn.functional as F
 
-    def parts(x: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
-        """max(x, 0) / 2, min(x, 0) / 2, and (e^min(x, 0) - 1) / 2, without cancellation and quicker than expm1."""
-        half = x / 2
+    def parts(x: "Tensor") -> "tuple[Tensor, ...]":
+        """Halves of x, max(x, 0), min(x, 0) and e^min(x, 0) - 1, the last without cancellation, quicker than expm1."""
+        half = 0.5 * x
         left = half.clamp(max=0)
         t = left.tanh()
-        return half - left, left, t / (1 - t)
+        return half, half - left, left, t / (1 - t)
 
     def prepare(raw_p: "Tensor", raw_n: "Tensor") -> "tuple[Tensor, ...]":
         """4 p and 2 n."""
         return 4 * F.softplus(raw_p), 1 + 2 * F.softplus(raw_n)
 
     def function(x: "Tensor", p: "Tensor", n: "Tensor") -> "Tensor":
-        right, left, power = parts(x)
-        return torch.addcmul(torch.addcmul(x / 2, p, right.square()), n, power - left)
+        half, right, left, power = parts(x)
+        return torch.addcmul(torch.addcmul(half, p, right.square()), n, power - left)
 
     def gradient(g: "Tensor", x: "Tensor", p: "Tensor", n: "Tensor") -> "tuple[Tensor, ...]":
-        right, left, power = parts(x)
-        slope = torch.addcmul(p * right + 0.5, n, power)
-        return g * slope, (g * right.square()).sum(), (g * (power - left)).sum()
+        _, right, left, power = parts(x)
+        slope = (p * right).add_(0.5).addcmul_(n, power)
+        return slope.mul_(g), right.square_().mul_(g).sum(), power.sub_(left).mul_(g).sum()
 
     initial = {"raw_p": math.log(math.expm1(0.8)), "raw_n": math.log(math.expm1(0.3))}
     return pointwise(function, gradient, prepare, **initial)
@@ -426,7 +427,8 @@ def snake(*, init: Annotated[float, POSITIVE] = 1.0) -> "Module":
         angle = a * x
         sine, cosine = angle.sin(), angle.cos()
         wave = sine / a
-        return torch.addcmul(g, g * sine, cosine, value=2), (g * wave * (2 * x * cosine - wave)).sum()
+        along = torch.addcmul(g, sine.mul_(g), cosine, value=2)
+        return along, cosine.mul_(x).mul_(2).sub_(wave).mul_(wave).mul_(g).sum()
 
     return pointwise(function, gradient, prepare, a=init)
 
@@ -441,40 +443,33 @@ def snake(*, init: Annotated[float, POSITIVE] = 1.0) -> "Module":
 def rational() -> "Module":
     """Padé activation unit, one per call site."""
     import torch
-    import torch.nn.functional as F
 
-    def prepare(numerator: "Tensor", denominator: "Tensor") -> "tuple[Tensor]":
-        """Coefficients of P, Q, P' and Q' in rows."""
-        both_26 = torch.stack([numerator, F.pad(denominator, (1, 1))])
-        slopes_25 = both_26[:, 1:] * torch.arange(1, 6, device=both_26.device)
-        return (torch.cat([both_26, F.pad(slopes_25, (0, 1))]),)
+    def polynomial(coefficients: "Tensor", x: "Tensor", *, in_place: bool = False) -> "Tensor":
+        *lower, first, last = coefficients.unbind()
+        value = x * last + first
+        for c in reversed(lower):
+            value = torch.addcmul(c, value, x, out=value if in_place else None)
+        return value
 
-    def function(x: "Tensor", rows_46: "Tensor") -> "Tensor":
-        values = []
-        for coefficients in rows_46[:2]:
-            *lower, value = coefficients.unbind()
-            for c in reversed(lower):
-                value = torch.addcmul(c, value, x)
-            values.append(value)
-        return values[0] / (1 + values[1].abs())
+    def function(x: "Tensor", numerator: "Tensor", denominator: "Tensor") -> "Tensor":
+        return polynomial(numerator, x) / (1 + (x * polynomial(denominator, x)).abs())
 
-    def gradient(g: "Tensor", x: "Tensor", rows_46: "Tensor") -> "tuple[Tensor, ...]":
-        flat = x.flatten()
-        square = flat * flat
-        fourth = square * square
-        powers_6M = torch.stack([torch.ones_like(flat), flat, square, square * flat, fourth, fourth * flat])
-        p, q, p_slope, q_slope = rows_46 @ powers_6M
-        below = 1 + q.abs()
-        above = g.flatten() / below
-        q_side = above * q.sign() * (p / below)
-        along = torch.addcmul(above * p_slope, q_side, q_slope, value=-1)
-        moments_26 = torch.stack([above, -q_side]) @ powers_6M.T
-        return along.view_as(x), F.pad(moments_26, (0, 0, 0, 2))  # P' and Q' have no coefficients of their own
+    def gradient(g: "Tensor", x: "Tensor", numerator: "Tensor", denominator: "Tensor") -> "tuple[Tensor, ...]":
+        evaluated = functools.partial(polynomial, in_place=True)
+        q = evaluated(denominator, x).mul_(x)
+        below = q.abs().add_(1)
+        above = g / below
+        side = q.sign_().mul_(above).mul_(evaluated(numerator, x).div_(below))
+        power = torch.arange(1, 6, device=x.device)
+        along = evaluated(numerator[1:] * power, x).mul_(above)
+        along.addcmul_(side, evaluated(denominator * power[:4], x), value=-1)
+        of_numerator = [above.sum(), *(above.mul_(x).sum() for _ in range(5))]
+        of_denominator = [-side.mul_(x).sum() for _ in range(4)]
+        return along, torch.stack(of_numerator), torch.stack(of_denominator)
 
     return pointwise(
         function,
         gradient,
-        prepare,
         numerator=[0.0448, 0.505, 1.2388, 1.1282, 0.3918, 0.048],
         denominator=[0.0, 2.234, 0.0, 0.0951],
     )

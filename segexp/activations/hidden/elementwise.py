@@ -56,12 +56,17 @@ class _ClosedForm(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        _, ctx.gradient, *tensors = inputs
+        ctx.function, ctx.gradient, *tensors = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, *constants = ctx.saved_tensors
+        if torch.is_grad_enabled():  # it will be differentiated itself, which autograd does
+            needed = [tensor for tensor in (x, *constants) if tensor.requires_grad]
+            y = ctx.function(wide(x), *constants).to(x.dtype)
+            found = iter(torch.autograd.grad(y, needed, g, create_graph=True))
+            return None, None, *(next(found) if tensor.requires_grad else None for tensor in (x, *constants))
         sums = []
 
         def piece(x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
@@ -70,6 +75,4 @@ class _ClosedForm(torch.autograd.Function):
             sums.append(others)
             return first.to(x.dtype)
 
-        with torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False):
-            along = in_blocks(piece, x, g)
-        return None, None, along, *(torch.stack(part).sum(0) for part in zip(*sums, strict=True))
+        return None, None, in_blocks(piece, x, g), *(torch.stack(part).sum(0) for part in zip(*sums, strict=True))

@@ -156,7 +156,13 @@ def squared_relu() -> "Module":
 def star_relu() -> "Module":
     """Squared rectifier, of mean 0 and variance 1 for normal x at first, as the source derives it (its code starts with
     1 and 0); scale and bias are one per call site."""
-    return pointwise(lambda x, scale, bias: scale * x.relu().square() + bias, scale=0.8944, bias=-0.4472)
+
+    def gradient(g: "Tensor", x: "Tensor", scale: "Tensor", bias: "Tensor") -> "tuple[Tensor, ...]":
+        right = x.relu()
+        weighted = g * right
+        return 2 * scale * weighted, right.mul_(weighted).sum(), g.sum()
+
+    return pointwise(lambda x, scale, bias: scale * x.relu().square() + bias, gradient, scale=0.8944, bias=-0.4472)
 
 
 @linear(

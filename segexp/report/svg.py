@@ -1,13 +1,16 @@
 """A figure as an <svg> element of the page: in the colours and the font of the page, without what no screen shows."""
 
+import io
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
 
-from segexp.records.formatting import BLACK, BLUE, image_bytes
+from segexp.records.formatting import BLACK, BLUE, METADATA
 from segexp.report.drawing import GRID, MUTED, TEXT, styled
 from segexp.report.figures import Drawing
 from segexp.report.tables import clean
@@ -33,8 +36,7 @@ def inline_svg(drawing: Drawing, samples: Mapping[str, str]) -> str:
     samples: image -> id of its sample prediction on the page.
     """
     with styled(), rc_context({"svg.hashsalt": drawing.name}):
-        written = image_bytes(drawing.figure, "svg", transparent=True)
-    root = ET.fromstring(written)
+        root = ET.fromstring(_drawn_once(drawing.figure))
     for parent in root.iter():
         for child in list(parent):
             if child.tag.endswith(("}metadata", "}style")):
@@ -50,6 +52,19 @@ def inline_svg(drawing: Drawing, samples: Mapping[str, str]) -> str:
     root.attrib |= {"role": "img", "aria-label": label, "style": style}
     root.append(_tips(drawing, samples))
     return ET.tostring(root, encoding="unicode")
+
+
+def _drawn_once(figure: Figure) -> bytes:
+    """The figure as SVG without backgrounds. `Figure.savefig` gives the same, and draws twice to lay it out."""
+    patches, dpi, buffer = [figure.patch, *(axis.patch for axis in figure.axes)], figure.dpi, io.BytesIO()
+    before = [(patch.get_facecolor(), patch.get_edgecolor()) for patch in patches]
+    for patch in patches:
+        patch.set(facecolor="none", edgecolor="none")
+    FigureCanvasSVG(figure).print_svg(buffer, metadata=METADATA["svg"])
+    for patch, (face, edge) in zip(patches, before, strict=True):
+        patch.set(facecolor=face, edgecolor=edge)
+    figure.set_dpi(dpi)
+    return buffer.getvalue()
 
 
 def _tips(drawing: Drawing, samples: Mapping[str, str]) -> ET.Element:

@@ -1,0 +1,60 @@
+"""Commands that must answer at once, as whole processes: with the start of Python, and what they import."""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+
+from benchmarks import Row, benchmark, in_turns
+
+TINY = (
+    *("dataset.number=24", "dataset.image_size=32", "trainer.epochs=1", "trainer.device=cpu", "trainer.threads=1"),
+    *("model.encoder_depth=3", "model.decoder_channels=[16,8,8]"),
+)
+
+BASELINE = "import torch"
+
+
+def process(*words: str) -> Callable[[], object]:
+    """A call of Python with these words. Raises CalledProcessError where it fails."""
+    return lambda: subprocess.run([sys.executable, *words], check=True, capture_output=True)
+
+
+def segexp(*words: str) -> Callable[[], object]:
+    """A call of a command."""
+    return process("-m", "segexp", *words)
+
+
+def whole_processes(calls: Mapping[str, Callable[[], object]], most: Mapping[str, float], rounds: int) -> list[Row]:
+    """A row of seconds for each call, with its bound where ``most`` names one."""
+    rows = []
+    for name, taken in in_turns(calls, rounds, warm_up=int(rounds > 1)).items():
+        several = len(taken) > 1
+        low, middle, high = statistics.quantiles(taken, n=4, method="inclusive") if several else taken * 3
+        rows.append(Row(name, middle, low, high, "s", "", ("<=", most[name]) if name in most else None, rounds))
+    return rows
+
+
+@benchmark("Commands that must answer at once, in seconds of the whole process")
+def commands(quick: bool) -> Iterable[Row]:
+    """`train` of a finished run and `doctor` are held to what ``import torch`` takes beside them."""
+    rounds = 1 if quick else 9
+    with tempfile.TemporaryDirectory() as folder:
+        settings = (*TINY, f"outputs={folder}")
+        calls = {
+            BASELINE: process("-c", BASELINE),
+            "train, finished run": segexp("train", *settings),
+            "train --dry-run": segexp("train", *settings, "--dry-run"),
+            "doctor": segexp("doctor"),
+            "list backbones": segexp("list", "backbones"),
+            "list activations": segexp("list", "activations"),
+            "--help": segexp("--help"),
+        }
+        calls["train, finished run"]()  # trains it
+        rows = whole_processes(calls, {"list backbones": 0.2}, rounds)
+    yield from rows
+    took = {row.case: row.value for row in rows}
+    for name in ("train, finished run", "doctor"):
+        beyond = took[name] - took[BASELINE]
+        yield Row(f"{name}, beyond {BASELINE}", beyond, beyond, beyond, "s", "", ("<=", 0.5), rounds)

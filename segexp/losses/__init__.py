@@ -160,14 +160,12 @@ def reference_planes(prediction: "Prediction", target: "Tensor") -> tuple["Tenso
 
 def label_planes(prediction: "Prediction", target: "Tensor") -> tuple["Tensor", "Tensor"]:
     """`reference_planes` with hard labels as uint8: a quarter of the memory, kept for the backward pass."""
-    import torch
-
     like = prediction.logits_NKHW
     if not target.is_floating_point() and target.shape != (like.shape[0], *like.shape[2:]):
         raise ValueError(f"target {tuple(target.shape)} does not match the logits {tuple(like.shape)}: (N, H, W)")
     if not target.is_floating_point():
         classes = range(like.shape[1]) if prediction.mode == "softmax" else prediction.classes
-        return class_masks(target, classes, prediction.overlapping).view(torch.uint8), valid_pixels(target)
+        return class_masks(target, classes, prediction.overlapping).byte(), valid_pixels(target)
     soft = target.unsqueeze(1) if target.dim() == 3 else target
     if soft.shape != like.shape:
         raise ValueError(f"soft labels {tuple(target.shape)} do not match the logits {tuple(like.shape)}")

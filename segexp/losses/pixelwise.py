@@ -18,13 +18,6 @@ Share = Annotated[float, Range(0, 1, above=True)]
 Weights = list[float] | None
 
 
-def _log_loss(against: "Tensor") -> "Tensor":
-    """-ln of a label's probability, from the log-odds against it."""
-    import torch.nn.functional as F
-
-    return F.softplus(against, threshold=30)
-
-
 def _weighted_mean(
     error: Callable[["Tensor"], "Tensor"],
     prediction: "Prediction",
@@ -39,18 +32,12 @@ def _weighted_mean(
     error: of a label, from the log-odds against it. share: of the pixels that count, the worst first; all by default.
     of_class: softmax: the error where a class is the label; from its log-odds against all others by default.
     """
-    import torch
-
     y, valid = label_planes(prediction, target)
     phi = log_odds_of(prediction)
-    if (
-        prediction.mode != "softmax"
-        and class_weights is None
-        and not label_smoothing
-        and not target.is_floating_point()
-    ):
+    mixed = prediction.mode == "softmax" or target.is_floating_point()
+    if not mixed and class_weights is None and not label_smoothing:
         # One error for each pixel: that of its label.
-        per_pixel = error((1 - 2 * y.view(torch.int8)) * phi)
+        per_pixel = error((1 - 2 * y.char()) * phi)
         return mean_over(per_pixel, valid) if share is None else _mean_of_worst(per_pixel, valid, share, None)
     y = y.to(phi.dtype)
     weights = weights_of_classes(class_weights, prediction)
@@ -88,9 +75,18 @@ def _mean_of_worst(error_NKHW: "Tensor", valid_NHW: "Tensor", share: float, weig
     return (worst * (taken / total.where(total > 0, 1.0))).sum()
 
 
-def _cross_entropy(prediction: "Prediction", target: "Tensor", **options: Any) -> "Tensor":
-    log_p = log_odds_of(prediction).log_softmax(1) if prediction.mode == "softmax" else None
-    return _weighted_mean(_log_loss, prediction, target, of_class=None if log_p is None else -log_p, **options)
+def _cross_entropy(prediction: "Prediction", target: "Tensor", epsilon: float = 0.0, **options: Any) -> "Tensor":
+    """Mean of -ln p + epsilon (1 - p), p the probability of the pixel's label."""
+    import torch.nn.functional as F
+
+    def error(against: "Tensor") -> "Tensor":
+        log_loss = F.softplus(against, threshold=30)
+        return log_loss + epsilon * against.sigmoid() if epsilon else log_loss
+
+    if prediction.mode == "softmax":
+        log_p = log_odds_of(prediction).log_softmax(1)
+        options["of_class"] = epsilon * (1 - log_p.exp()) - log_p if epsilon else -log_p
+    return _weighted_mean(error, prediction, target, **options)
 
 
 @loss(
@@ -148,11 +144,7 @@ def poly1_ce(
 
     Takes soft labels, but unless epsilon = 0 its least value is not at p = y.
     """
-
-    def error(against: "Tensor") -> "Tensor":
-        return _log_loss(against) + epsilon * against.sigmoid()
-
-    return _weighted_mean(error, prediction, target, **options)
+    return _cross_entropy(prediction, target, epsilon, **options)
 
 
 @loss(

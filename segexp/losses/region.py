@@ -5,17 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from segexp.activations.output import ALL_MODES
-from segexp.losses import (
-    LOSSES,
-    Maps,
-    label_planes,
-    log_odds_of,
-    loss,
-    mean_over,
-    reference_planes,
-    term_of,
-    weights_of_classes,
-)
+from segexp.losses import LOSSES, Maps, label_planes, log_odds_of, loss, mean_over, term_of, weights_of_classes
 from segexp.losses.pixelwise import ce
 from segexp.registry import NOT_NEGATIVE, POSITIVE, REQUIRED, Range
 
@@ -362,7 +352,7 @@ def unified_focal(
     import torch
     import torch.nn.functional as F
 
-    y, valid = reference_planes(prediction, target)
+    y, valid = label_planes(prediction, target)
     log_odds_of(prediction)
     one_vs_rest, first = prediction.channel_log_odds_NKHW(), prediction.first
     log_p, log_q = F.logsigmoid(one_vs_rest), F.logsigmoid(-one_vs_rest)

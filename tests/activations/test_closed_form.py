@@ -47,7 +47,7 @@ def kept_bytes(run: Callable[[], torch.Tensor]) -> int:
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")  # forward mode scripts its decompositions
 @pytest.mark.parametrize("name", CLOSED)
 def test_every_way_of_asking_gives_the_same_derivative(name: str) -> None:
-    """autograd, `torch.func`, forward mode, and differences of the plain function."""
+    """autograd, `torch.func`, forward mode (of the plain operators), and differences."""
     phi, x = phi_of(name), logits(2, 5, dtype=torch.float64)
     slope = slope_of(phi, x)
     assert torch.equal(torch.func.grad(lambda v: phi(v).sum())(x), slope)

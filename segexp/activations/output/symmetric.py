@@ -85,11 +85,6 @@ def arctan(x: "Tensor") -> "Tensor":
     return _odd(x, a.atan() * (2 / math.pi), _arctan_tail(a))
 
 
-def _terms(x: "Tensor", single: int, double: int) -> int:
-    """How many terms of an expansion the precision of x needs."""
-    return double if x.element_size() == 8 else single
-
-
 NORMAL_END = 12.0
 """Logit from which `normal_cdf` uses its tail's continued fraction: before erfc leaves float32, at 13."""
 
@@ -97,7 +92,7 @@ NORMAL_END = 12.0
 def _normal_hazard(a: "Tensor") -> "Tensor":
     """f(a) / (1 - F(a)) for a of at least `NORMAL_END`: Laplace's continued fraction a + 1 / (a + 2 / (a + ...))."""
     h = a
-    for k in range(_terms(a, 3, 8), 0, -1):
+    for k in range(a.element_size(), 0, -1):  # 8 levels for float64, 4 for float32
         h = a + k / h
     return h
 
@@ -177,9 +172,8 @@ def _t3_tail(u: "Tensor") -> "Tensor":
     with v = 1/u, (2/3) v^3 - (4/5) v^5 + (6/7) v^7 - ..."""
     near, v = u.clamp_max(8), 1 / u.clamp_min(8)
     w = v * v
-    last = _terms(u, 4, 8)
-    series = 0 * w + 2 * last / (2 * last + 1)
-    for k in range(last - 1, 0, -1):
+    series = 0 * w
+    for k in range(u.element_size(), 0, -1):  # 8 terms for float64, 4 for float32
         series = 2 * k / (2 * k + 1) - series * w
     inner = near.new_ones(()).atan2(near) - near / (1 + near * near)
     return inner.where(u <= 8, v * w * series) / math.pi

@@ -45,13 +45,13 @@ def formats(quick: bool) -> Iterable[Row]:
     """``trainer.format=auto`` must lose nowhere: a bound for each size at which it takes channels_last."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for name, overrides in list(NETWORKS.items())[: 1 if quick else None]:
-        for size in SIZES[:2] if quick else SIZES:
+        for size in SIZES[:1] if quick else SIZES:
             calls = {
                 f"{name} {size} px {precision} {format}": step_of(overrides, size, format, precision)
                 for precision in ("fp32", "bf16")
                 for format in MEMORY_FORMATS
             }
-            names, rounds = list(calls), 2 if quick else max(5, 2000 // size)
+            names, rounds = list(calls), 2 if quick else max(5, 1200 // size)
             taken = names[1] if memory_format(device, size, "unet") == "channels_last" else ""
-            times = in_turns(calls, rounds, device)
+            times = in_turns(calls, rounds, device, warm_up=2)
             yield from ratios(times, names[0], {taken: (">=", 1.0)} if name == "unet/resnet18" else {}, rate=True)

@@ -20,6 +20,8 @@ from segexp.records import flatten, read_table
 from segexp.running import hardware, prepare
 from segexp.running.build import built_of
 from segexp.running.hardware import cuda_capability, without_auto
+from segexp.sweep import _overrides
+from segexp.sweep.plan import Job
 from segexp.training import loop
 
 SIZES_12 = np.array([[100, 130]])
@@ -96,6 +98,14 @@ def test_what_auto_was_enters_the_identity_unless_it_was_contiguous(capability, 
     assert on_gpu.identity == asked.identity != plain.identity
     same = prepare(tiny_config(tmp_path, "trainer.device=auto", "trainer.format=contiguous"))
     assert same.identity == plain.identity
+
+
+def test_a_job_of_another_machine_gets_what_was_planned(capability, tmp_path: Path) -> None:
+    capability(8)
+    spec = prepare(tiny_config(tmp_path, "trainer.device=auto", "trainer.precision=auto"))
+    words = _overrides(Job("", ("trainer.precision=auto",), spec))
+    assert {"trainer.format=channels_last", "trainer.precision=bf16"} < set(words)
+    assert words.index("trainer.precision=bf16") > words.index("trainer.precision=auto")
 
 
 def test_a_recorded_format_is_a_change_where_auto_on_a_cpu_is_another(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def _train_and_score(spec: RunSpec, initial: InitialNetwork, record: dict[str, A
             restore(task, state, checkpoints)
             log.info("continuing after epoch %d", state.epoch)
         try:
-            train(spec.config, task, run_dir, state, checkpoints, stop)
+            train(spec.config, task, state, checkpoints, stop)
         finally:
             write_progress(run_dir, state, record)
         checkpoints.finish()

@@ -3,8 +3,6 @@
 `torch.save` writes a ZIP archive. Its directory has a CRC-32 of the data of every entry, which `torch.load` ignores.
 `save_checkpoint` adds the SHA-256 of all other bytes as the comment of the archive. Together they cover the whole file,
 and hashing so little takes no time, however large the network.
-
-`Checkpoints` writes them in the background, last.pt at most every `WRITE_EVERY_S`.
 """
 
 import hashlib
@@ -27,7 +25,9 @@ from segexp.records.process import interrupts_held
 
 log = logging.getLogger("segexp")
 
-WRITE_EVERY_S = 10.0
+BEST = ("epoch", "network")  # what best.pt holds of last.pt
+
+WRITE_EVERY_S = 30.0
 """last.pt is written after an epoch if the last one is older; a run that is killed loses no more, and its epoch."""
 
 SEAL = b"segexp sha256 "
@@ -114,8 +114,7 @@ class Checkpoints:
         self._last = {k: v[:] if isinstance(v, list) else copied(v, old.get(k)) for k, v in content.items()}
         self._is_written = False
         if content["best_epoch"] == content["epoch"]:
-            best = {"epoch": content["epoch"], "network": self._last["network"]}
-            self.best = copied(best, None if busy else self.best)
+            self.best = copied({name: self._last[name] for name in BEST}, None if busy else self.best)
         if not busy and time.monotonic() - self._begun >= WRITE_EVERY_S:
             self._write(self._last)
 

@@ -35,7 +35,7 @@ from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import RESTORE, write_table
 from segexp.records.formatting import duration
 from segexp.records.process import heed_interrupts
-from segexp.training.checkpoint import Checkpoints, copied, load_checkpoint, save_checkpoint
+from segexp.training.checkpoint import BEST, Checkpoints, copied, load_checkpoint, save_checkpoint
 from segexp.training.diagnostics import EVERY, ActivationProbe, Site, diagnostics_rows
 
 log = logging.getLogger("segexp")
@@ -125,10 +125,9 @@ def restore(task: Task, state: TrainingState, checkpoints: Checkpoints) -> None:
         if best.get("epoch") != state.best_epoch:
             raise
         log.info("best.pt is written again from last.pt: %s", error)
-        best = {"epoch": state.best_epoch, "network": best["network"]}
-        save_checkpoint(folder / "best.pt", best | checkpoints.extra)
+        save_checkpoint(folder / "best.pt", {name: best[name] for name in BEST} | checkpoints.extra)
     if best["epoch"] == state.best_epoch:
-        checkpoints.best = copied({name: best[name] for name in ("epoch", "network")})
+        checkpoints.best = copied({name: best[name] for name in BEST})
         checkpoints.best_on_disk = state.best_epoch
 
 
@@ -175,12 +174,7 @@ def begin(config: Config, task: Task) -> TrainingState:
 
 
 def train(
-    config: Config,
-    task: Task,
-    run_dir: Path,
-    state: TrainingState,
-    checkpoints: Checkpoints,
-    stop_requested: Callable[[], bool] = lambda: False,
+    config: Config, task: Task, state: TrainingState, checkpoints: Checkpoints, stop_requested: Callable[[], bool]
 ) -> None:
     """Train to the last epoch, or until the validation score has not risen for ``trainer.patience`` epochs.
 
@@ -215,7 +209,7 @@ def train(
             state.timings.append(timing | {"peak_mem_mib": peak_memory_mib(task.device)})
             checkpoints.add(as_checkpoint(task, state))
             if time.monotonic() - tables_at >= TABLES_EVERY_S:
-                write_progress(run_dir, state)
+                write_progress(checkpoints.folder.parent, state)
                 tables_at = time.monotonic()
             shown = {"loss": f"{train_row['loss']:.3f}", "dice": f"{scores.dice:.3f}"}
             bar.set_postfix(shown | ({"best": f"{state.best_score:.3f}"} if config.trainer.select == "dice" else {}))

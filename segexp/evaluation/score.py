@@ -67,18 +67,20 @@ def fit_on_validation(scored: Iterable[Scored], mode: HeadMode, n_pixels: int) -
     for batch in scored:
         truth, valid = counted_masks(batch.target_NHW, batch.prediction)
         tables = histograms(batch.prediction.evidence_NFHW(), truth, valid).sum(0, keepdim=True)
-        pooled = tables if pooled is None else pooled + tables
-        log_odds = batch.prediction.log_odds_NKHW
-        if log_odds is not None:
+        of_batch = {"tables": tables, "valid": valid}
+        if (log_odds := batch.prediction.log_odds_NKHW) is not None:
+            of_batch["phi"] = log_odds.movedim(1, -1)
+            of_batch["truth"] = batch.target_NHW if mode == "softmax" else truth.movedim(1, -1)
+        found = on_host(of_batch)
+        pooled = found["tables"] if pooled is None else pooled + found["tables"]
+        if "phi" in found:
             # The stride runs on from batch to batch: the batch size does not change which pixels are taken.
             chosen = slice(-seen % stride, None, stride)
-            by_pixel = log_odds.movedim(1, -1)[valid]
-            phi_PK.append(by_pixel[chosen].double().cpu().numpy())
-            of_pixel = batch.target_NHW[valid] if mode == "softmax" else truth.movedim(1, -1)[valid]
-            truth_P.append(of_pixel[chosen].cpu().numpy())
-            seen += len(by_pixel)
+            phi_PK.append(found["phi"][found["valid"]][chosen].astype(np.float64))
+            truth_P.append(found["truth"][found["valid"]][chosen])
+            seen += int(found["valid"].sum())
     assert pooled is not None, "the validation split is never empty"
-    edges = np.array([], dtype=np.int64) if mode == "softmax" else threshold_grid(pooled.cpu().numpy())
+    edges = np.array([], dtype=np.int64) if mode == "softmax" else threshold_grid(pooled)
     temperature = fit_temperature(np.concatenate(phi_PK), np.concatenate(truth_P), mode) if phi_PK else float("nan")
     return FittedOnValidation(temperature, edges)
 

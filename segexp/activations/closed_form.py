@@ -13,7 +13,7 @@ def applied(phi: ClosedForm, x: torch.Tensor, options: Mapping[str, Any]) -> tor
     """phi(x): plain operators where no gradient is asked for, as in inference, or a graph is written to a file."""
     tensors = {name: value for name, value in options.items() if isinstance(value, torch.Tensor)}
     trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *tensors.values()))
-    if not trained or torch.jit.is_tracing() or not tensors.keys() <= phi.of_options.keys():  # type: ignore[attr-defined]
+    if not trained or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return phi.value(x, **options)
     fixed = {name: value for name, value in options.items() if name not in tensors}
     result: torch.Tensor = _Applied.apply(phi, fixed, tuple(tensors), x, *tensors.values())
@@ -38,10 +38,13 @@ class _Applied(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
-        options = {**ctx.fixed, **dict(zip(ctx.names, tensors, strict=True))}
-        functions = (ctx.phi.derivative, *(ctx.phi.of_options[name] for name in ctx.names))
-        of_x, *rest = (
-            in_blocks(lambda g, v, f=function: g * f(v, **options), gradient, x) if needed else None
-            for function, needed in zip(functions, ctx.needs_input_grad[3:], strict=True)
-        )
-        return None, None, None, of_x, *(None if one is None else one.sum() for one in rest)
+        options, sums = {**ctx.fixed, **dict(zip(ctx.names, tensors, strict=True))}, []
+
+        def piece(g: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            found = ctx.phi.derivative(v, **options)
+            of_x, of_options = found if isinstance(found, tuple) else (found, {})
+            sums.append([(g * of_options[name]).sum() for name in ctx.names])
+            return g * of_x
+
+        of_x = in_blocks(piece, gradient, x)
+        return None, None, None, of_x, *(torch.stack(part).sum() for part in zip(*sums, strict=True))

@@ -109,16 +109,18 @@ def test_head_and_loss_compile_to_one_graph(name: str, mode: HeadMode, loss: str
     torch.testing.assert_close(slope_of(compiled, x), slope_of(value, x))
 
 
-def test_a_tensor_option_without_a_derivative_of_its_own_is_left_to_autograd() -> None:
+def test_options_that_are_tensors_have_the_gradient_that_is_stated() -> None:
     def steep(x: torch.Tensor, *, steepness: Any = 3.0) -> torch.Tensor:
-        return steepness * x
+        return steepness**2 * x
 
-    def wrong(x: torch.Tensor, steepness: Any = 3.0) -> torch.Tensor:
-        return 7 * torch.ones_like(x)
+    def stated(x: torch.Tensor, steepness: Any = 3.0) -> Any:
+        return steepness**2 * torch.ones_like(x), {"steepness": 2 * steepness * x}
 
-    entry = OutputActivation("steep", steep, "", "", "", 1.0, "", derivative=wrong)
+    entry = OutputActivation("steep", steep, "", "", "", 1.0, "", derivative=stated)
     x, steepness = torch.ones(3, requires_grad=True), torch.tensor(2.0, requires_grad=True)
     assert entry.log_odds is not None
-    assert torch.autograd.grad(entry.log_odds(x).sum(), x)[0].tolist() == [7, 7, 7]
-    found = torch.autograd.grad(entry.log_odds(x, steepness=steepness).sum(), (x, steepness))
-    assert (found[0].tolist(), found[1].item()) == ([2, 2, 2], 3)
+    of_x, of_option = torch.autograd.grad(
+        entry.log_odds(x, steepness=steepness).sum(), (x, steepness), create_graph=True
+    )
+    assert (of_x.tolist(), of_option.item()) == ([4, 4, 4], 12)
+    assert torch.autograd.grad(of_option, steepness)[0].item() == 6

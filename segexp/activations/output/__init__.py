@@ -48,13 +48,12 @@ def mirrored(x: "Tensor", half: Map) -> "Tensor":
 class ClosedForm:
     """A log-odds function whose derivative is not left to automatic differentiation; called as the function is.
 
-    derivative: phi'(x), with the options of ``value``; differentiable in turn. of_options: the derivative of phi(x) by
-    each option that may be a tensor.
+    derivative: phi'(x), with the options of ``value``; differentiable in turn. Where options can be tensors, a pair of
+    it and the derivatives by these, by name.
     """
 
     value: LogOdds
-    derivative: LogOdds
-    of_options: Mapping[str, LogOdds] = field(default_factory=dict)
+    derivative: Callable[..., Any]
 
     def __call__(self, x: "Tensor", **options: Any) -> "Tensor":
         from segexp.activations.closed_form import applied
@@ -83,8 +82,8 @@ class OutputActivation:
     tail: how fast 1 - F(x) falls. wrong_pixel: |d BCE / d logit| on a pixel that is wrong by a logit of size a.
     slope_at_zero: F'(0) at the default options; None if F is not a function of x alone. slope_of_options: F'(0) as a
     function of the options, where it depends on them. inverse: log-odds t -> x in closed form, with the options of
-    ``log_odds``; None if it is solved numerically (`segexp.activations.head`). derivative, option_derivatives: those of
-    phi in closed form: ``log_odds`` becomes a `ClosedForm`; without them gradients are autograd's. learnable: options
+    ``log_odds``; None if it is solved numerically (`segexp.activations.head`). derivative: phi'(x) in
+    closed form: ``log_odds`` becomes a `ClosedForm`; without it gradients are autograd's. learnable: options
     whose value is the initial value of a parameter that is trained with the network; ``log_odds`` gets a scalar tensor
     for each, within the option's range up to rounding. modes: the head modes in which it is defined. linear: phi is a
     multiple of x. clips: F is 0 or 1 beyond some logit, so that p is clipped to [eps, 1 - eps] (option ``eps``) and has
@@ -103,8 +102,7 @@ class OutputActivation:
     source: str
     range: str = "(0, 1)"
     inverse: LogOdds | None = None
-    derivative: LogOdds | None = None
-    option_derivatives: Mapping[str, LogOdds] = field(default_factory=dict)
+    derivative: Callable[..., Any] | None = None
     slope_of_options: Callable[..., float] | None = None
     learnable: tuple[str, ...] = ()
     modes: tuple[HeadMode, ...] = ALL_MODES
@@ -122,8 +120,7 @@ class OutputActivation:
         if unknown := set(self.learnable) - numbers:
             raise ValueError(f"{self.name}: learnable names {', '.join(sorted(unknown))}, no options of type float")
         if self.log_odds and self.derivative and not isinstance(self.log_odds, ClosedForm):
-            closed = ClosedForm(self.log_odds, self.derivative, self.option_derivatives)
-            object.__setattr__(self, "log_odds", closed)
+            object.__setattr__(self, "log_odds", ClosedForm(self.log_odds, self.derivative))
 
 
 OUTPUT_ACTIVATIONS: Registry[OutputActivation] = Registry("activation")

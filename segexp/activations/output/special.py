@@ -1,7 +1,7 @@
 """Output activations that are asymmetric, clipped, over the whole batch or exclusive classes, or no probability."""
 
-import functools
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, ClosedForm, OutputActivation, output_activation
@@ -134,24 +134,16 @@ def hardsigmoid(x: "Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "Tensor":
     return _clipped_log_odds(0.5 + x / 6, 0.5 - x / 6, eps)
 
 
-def _scaled(x: "Tensor", low: "Tensor", high: "Tensor") -> tuple["Tensor", "Tensor", "Tensor"]:
-    """(x - low) / width, (high - x) / width and the width, high - low; of equal ends 1, which gives p = q = 0."""
+def _scaled(x: "Tensor", low: "Tensor", high: "Tensor") -> tuple["Tensor", "Tensor"]:
+    """The shares of [low, high] below and above x; both 0, hence p = 1/2, if the ends are equal."""
     width = (high - low).where(high > low, 1.0)
-    return (x - low) / width, (high - x) / width, width
+    return (x - low) / width, (high - x) / width
 
 
-def _scaled_slope(x: "Tensor", low: "Tensor", high: "Tensor", eps: float, by: int | None = None) -> "Tensor":
-    """The derivative of the log-odds by x, or by the lower end (0) or the upper one (1)."""
-    p, q, width = _scaled(x, low, high)
-    slope = _clipped_slope(p, q, eps) / width
-    return slope if by is None else -slope * (q, p)[by]
-
-
-_BETWEEN = ClosedForm(
-    lambda x, low, high, eps: _clipped_log_odds(*_scaled(x, low, high)[:2], eps),
-    _scaled_slope,
-    {"low": functools.partial(_scaled_slope, by=0), "high": functools.partial(_scaled_slope, by=1)},
-)
+def _scaled_slopes(x: "Tensor", low: "Tensor", high: "Tensor", eps: float) -> tuple["Tensor", dict[str, "Tensor"]]:
+    p, q = _scaled(x, low, high)
+    slope = _clipped_slope(p, q, eps) / (high - low).where(high > low, 1.0)
+    return slope, {"low": -slope * q, "high": -slope * p}
 
 
 @output_activation(
@@ -170,7 +162,10 @@ def minmax_linear(x: "Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "Tensor"
     """Log-odds of the logits scaled to [0, 1] by the tensor's minimum and maximum; p = 1/2 if these are equal."""
     if not x.numel():
         return x
-    return _BETWEEN(x, low=x.min(), high=x.max(), eps=eps)
+    scaled = ClosedForm(
+        lambda *z, **ends: _clipped_log_odds(*_scaled(*z, **ends), eps), partial(_scaled_slopes, eps=eps)
+    )
+    return scaled(x, low=x.min(), high=x.max())
 
 
 OUTPUT_ACTIVATIONS.add(

@@ -298,39 +298,39 @@ def _learned_tail_slope(tail: float = 0.5) -> float:
 
 
 def _tail_parts(x: "Tensor", tail: Any) -> tuple["Tensor", ...]:
-    """Of `learned_tail` over a = |x|: w, c, m, A(c a), y = 2 w A, sinh(y) / y and cosh(y)."""
+    """Of `learned_tail` over a = |x|: c, m, A(c a), y = 2 w A, sinh(y) / y and cosh(y).
+
+    Far out e^y is the power 2 w of the odds, which keeps more digits than the exponential of their logarithm.
+    """
     import torch
 
     w = torch.as_tensor(tail, dtype=x.dtype, device=x.device)
     scale, factor = _tail_constants(w)
     u = scale * x.abs()
     above = u.atan() * (2 / math.pi) / _arctan_tail(u)
-    log_odds = above.log1p()
-    # Of the least numbers the quotient is 1.
-    y = (2 * w * log_odds).clamp_min(1e-30)
-    # Far out the power 2 w of the odds keeps more digits of e^y than their logarithm.
-    up, down = ((1 + above) ** (2 * w) - 1).where(y > 1, y.expm1()), (-y).expm1()
-    return w, scale, factor, log_odds, y, (up - down) / (2 * y), 1 + (up + down) / 2
+    log_odds, power = above.log1p(), (1 + above) ** (2 * w)
+    y = 2 * w * log_odds
+    square = y.clamp_max(1).square()
+    series = 1 + square / 210
+    for k in range(6, 0, -1):
+        series = 1 + square / (2 * k * (2 * k + 1)) * series
+    far = (power - 1 / power) / (2 * y.clamp_min(1))
+    return scale, factor, log_odds, y, series.where(y <= 1, far), (power + 1 / power) / 2
 
 
-def _learned_tail_slope_at(x: "Tensor", tail: Any = 0.5) -> "Tensor":
-    _, scale, factor, _, _, _, cosh = _tail_parts(x, tail)
-    return factor * scale * cosh * _arctan_slope(scale * x)
-
-
-def _learned_tail_by_tail(x: "Tensor", tail: Any = 0.5) -> "Tensor":
-    """d phi / d w, from phi = m A S(2 w A), S(y) = sinh(y) / y, A = A(c a), with d m = m ln(5.46), d c = c ln(0.23)."""
-    _, scale, factor, log_odds, y, quotient, cosh = _tail_parts(x, tail)
-    near = y.clamp_max(1)
-    square = near * near
-    # S'(y) cancels next to 0: y / 3 + y^3 / 30 + ..., 2 k y^(2 k - 1) / (2 k + 1)!
+def _learned_tail_slopes(x: "Tensor", tail: Any = 0.5) -> tuple["Tensor", dict[str, "Tensor"]]:
+    """By x, and by w: phi = m A S(2 w A), S(y) = sinh(y) / y, A = A(c a), with dm/dw = m ln 5.46, dc/dw = c ln 0.23."""
+    scale, factor, log_odds, y, quotient, cosh = _tail_parts(x, tail)
+    square = y.clamp_max(1).square()
+    # S'(y) = (cosh y - S) / y cancels next to 0, where it is y / 3 + y^3 / 30 + ..., 2 k y^(2 k - 1) / (2 k + 1)!
     series = 1 + square / 234
     for k in range(5, 0, -1):
         series = 1 + square * (k + 1) / (k * (2 * k + 2) * (2 * k + 3)) * series
-    rise = (near / 3 * series).where(y <= 1, (cosh - quotient) / y)
+    rise = (y / 3 * series).where(y <= 1, (cosh - quotient) / y.clamp_min(1))
     u = scale * x.abs()
-    bent = cosh * _arctan_slope(u) * u * math.log(TAIL_SCALE) + 2 * log_odds * log_odds * rise
-    return (factor * (bent + log_odds * quotient * math.log(TAIL_FACTOR))) * x.sign()
+    slope = factor * cosh * _arctan_slope(u)
+    by_factors = slope * u * math.log(TAIL_SCALE) + factor * log_odds * quotient * math.log(TAIL_FACTOR)
+    return scale * slope, {"tail": (by_factors + 2 * factor * log_odds.square() * rise) * x.sign()}
 
 
 @output_activation(
@@ -340,8 +340,7 @@ def _learned_tail_by_tail(x: "Tensor", tail: Any = 0.5) -> "Tensor":
     slope_at_zero=_learned_tail_slope(),
     source="arctan's log-odds through sinh; written for segexp",
     inverse=_learned_tail_inverse,
-    derivative=_learned_tail_slope_at,
-    option_derivatives={"tail": _learned_tail_by_tail},
+    derivative=_learned_tail_slopes,
     slope_of_options=_learned_tail_slope,
     learnable=("tail",),
 )
@@ -350,7 +349,7 @@ def learned_tail(x: "Tensor", *, tail: Annotated[float, UNIT] = 0.5) -> "Tensor"
 
     tail: its initial value; a scalar tensor while it is trained.
     """
-    _, scale, factor, log_odds, _, quotient, _ = _tail_parts(x, tail)
+    scale, factor, log_odds, _, quotient, _ = _tail_parts(x, tail)
     half = factor * log_odds * quotient
     # Next to 0 a product of x itself, because c x of the least numbers would round to 0.
     return half.maximum(factor * (4 / math.pi * scale) * x.abs().clamp_max(1e-9)) * x.sign()

@@ -81,7 +81,7 @@ def _list(options: Any) -> int:
             {
                 "data set": kept[0].name,
                 "images": kept[0].images,
-                "kept": sorted(shown) or ["check"],
+                "kept": sorted(shown) or ["report" if kept[0].kind == "report" else "check"],
                 "size": size(sum(entry.bytes for entry in kept)),
                 "used": f"{duration(max(0.0, time.time() - kept[0].used))} ago",
                 "location": kept[0].location,

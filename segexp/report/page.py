@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,12 +18,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 import segexp
 from segexp.compare.claims import NO_DATA, REFUTED, SUPPORTED, UNDETERMINED
 from segexp.compare.formatting import amount, difference, in_unit, limits, score, with_unit
+from segexp.compare.kept import FROM_RUNS, kept
 from segexp.compare.questions import QUESTIONS, answers_of
 from segexp.compare.result import METRICS, Answer, Block, Metric, Result, Verdict
 from segexp.errors import UsageError
@@ -221,7 +224,7 @@ def page_of(contents: Contents, beside: str) -> tuple[str, dict[str, str]]:
     )
     looks = _looks(result)
     samples = _samples(contents)
-    shown = _svgs(contents.drawings(), _anchors(contents, samples))
+    shown = _svgs(contents, _anchors(contents, samples))
     counts = result.provenance.get("runs")
     states = {"runs": {shown_state(state): n for state, n in counts.items()}} if isinstance(counts, dict) else {}
     filters: dict[str, Any] = {
@@ -273,17 +276,28 @@ def _anchors(contents: Contents, samples: Sequence[Samples]) -> dict[str, dict[s
     return anchors
 
 
-def _svgs(found: Sequence[Drawing], anchors: Mapping[str, Mapping[str, str]]) -> dict[str, Markup]:
-    """Figures by name, as many of the first ones as a page has room for."""
-    shown: dict[str, Markup] = {}
-    room = MAX_FIGURES
-    for drawing in found:
-        svg = inline_svg(drawing, anchors.get(drawing.name, {}))
-        room -= len(svg.encode("utf-8"))
-        if room < 0:
-            break
-        shown[drawing.name] = Markup(svg)
-    return shown
+def _svgs(contents: Contents, anchors: Mapping[str, Mapping[str, str]]) -> dict[str, Markup]:
+    """Figures by name, as many of the first ones as a page has room for; those of many runs are kept."""
+
+    def make() -> dict[str, str]:
+        shown: dict[str, str] = {}
+        room = MAX_FIGURES
+        for drawing in contents.drawings():
+            svg = inline_svg(drawing, anchors.get(drawing.name, {}))
+            room -= len(svg.encode("utf-8"))
+            if room < 0:
+                break
+            shown[drawing.name] = svg
+        return shown
+
+    if contents.result.n_runs < FROM_RUNS:
+        found = make()
+    else:
+        answers = [question.answer for chapter in contents.chapters for question in chapter.questions]
+        compared = replace(contents.result, runs=(), provenance={}, unscored=())  # which no figure shows
+        with np.printoptions(threshold=sys.maxsize, floatmode="unique"):
+            found = kept(("figures", repr((compared, answers, anchors))), make)
+    return {name: Markup(svg) for name, svg in found.items()}
 
 
 def _samples(contents: Contents) -> list[Samples]:

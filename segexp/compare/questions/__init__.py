@@ -12,13 +12,14 @@ import pkgutil
 import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
+from segexp.compare.kept import FROM_RUNS, kept, stamps
 from segexp.compare.result import METRICS, Answer, ArmScore, Block, Curve, Metric, Panel
 from segexp.errors import UsageError
 from segexp.evaluation import dice_and_iou, fp_rate_empty, primary_score
@@ -325,7 +326,33 @@ def answers_of(
     """The answers for the arms of a block; none for collected tables, which have no run directories. loaded: all runs
     with their images, if they have been read."""
     arms = {arm.arm: [Path(directory) for directory in arm.directories] for arm in block.ranking if arm.directories}
-    return tuple(ask(names, arms, split, (block.ranking, metric, loaded))) if arms else ()
+    if not arms:
+        return ()
+
+    def make() -> list[Answer]:
+        return ask(names, arms, split, (block.ranking, metric, loaded))
+
+    directories = [directory for of_arm in arms.values() for directory in of_arm]
+    many = loaded is not None and len(directories) >= FROM_RUNS
+    # Learning rates of `segexp tune` are read from another study.
+    if not many or any(run.row.get("config_tuned") for run in loaded or ()) or (known := stamps(directories)) is None:
+        return tuple(make())
+    depends = "answers", names, arms, known, split, metric, block.ranking
+    return tuple(_answer(one) for one in kept(depends, lambda: [asdict(answer) for answer in make()]))
+
+
+def _answer(content: Mapping[str, Any]) -> Answer:
+    """An answer from its content as JSON holds it."""
+
+    def curve(of: Mapping[str, Any]) -> Curve:
+        return Curve(of["arm"], *(tuple(of[part]) for part in ("x", "y", "low", "high", "n")))
+
+    panels = []
+    for panel in content["panels"]:
+        guide, curves = panel["guide"] and curve(panel["guide"]), tuple(map(curve, panel["curves"]))
+        panels.append(Panel(**panel | {"curves": curves, "guide": guide, "x_names": tuple(panel["x_names"])}))
+    tuples = {"rows": tuple(content["rows"]), "panels": tuple(panels), "notes": tuple(content["notes"])}
+    return Answer(**dict(content) | tuples)
 
 
 for _module in pkgutil.iter_modules(__path__):

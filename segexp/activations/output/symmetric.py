@@ -1,6 +1,7 @@
 """Output activations with F(-x) = 1 - F(x): distribution functions, whose log-odds are odd."""
 
 import math
+from functools import reduce
 from typing import TYPE_CHECKING, Annotated, Any
 
 from segexp.activations.output import ALL_MODES, Map, output_activation
@@ -90,11 +91,9 @@ NORMAL_END = 12.0
 
 
 def _normal_hazard(a: "Tensor") -> "Tensor":
-    """f(a) / (1 - F(a)) for a of at least `NORMAL_END`: Laplace's continued fraction a + 1 / (a + 2 / (a + ...))."""
-    h = a
-    for k in range(a.element_size(), 0, -1):  # 8 levels for float64, 4 for float32
-        h = a + k / h
-    return h
+    """f(a) / (1 - F(a)) for a of at least `NORMAL_END`: Laplace's continued fraction a + 1 / (a + 2 / (a + ...)), to 8
+    levels in float64 and 4 in float32."""
+    return reduce(lambda h, k: a + k / h, range(a.element_size(), 0, -1), a)
 
 
 def _normal_slope(x: "Tensor") -> "Tensor":
@@ -172,9 +171,8 @@ def _t3_tail(u: "Tensor") -> "Tensor":
     with v = 1/u, (2/3) v^3 - (4/5) v^5 + (6/7) v^7 - ..."""
     near, v = u.clamp_max(8), 1 / u.clamp_min(8)
     w = v * v
-    series = 0 * w
-    for k in range(u.element_size(), 0, -1):  # 8 terms for float64, 4 for float32
-        series = 2 * k / (2 * k + 1) - series * w
+    # 8 terms in float64, 4 in float32.
+    series = reduce(lambda rest, k: 2 * k / (2 * k + 1) - rest * w, range(u.element_size(), 0, -1), 0 * w)
     inner = near.new_ones(()).atan2(near) - near / (1 + near * near)
     return inner.where(u <= 8, v * w * series) / math.pi
 
@@ -215,16 +213,16 @@ def _t4_inverse(t: "Tensor") -> "Tensor":
     return _odd_inverse(t, near, far)
 
 
-def _t4_tail(a: "Tensor", g: "Tensor") -> "Tensor":
-    """d^2 (3 - d) / 4 with d = 1 - s = 4 / (g (g + a)), g = sqrt(4 + a^2)."""
-    d = 4 / (g * (g + a))
-    return d * d * (3 - d) / 4
+def _t4_parts(x: "Tensor") -> tuple["Tensor", "Tensor", "Tensor"]:
+    """g^2, g = sqrt(4 + a^2) and the tail d^2 (3 - d) / 4 with d = 1 - s = 4 / (g (g + a))."""
+    square = 4 + x * x
+    g = square.sqrt()
+    d = 4 / (g * (g + x.abs()))
+    return square, g, d * d * (3 - d) / 4
 
 
 def _t4_slope(x: "Tensor") -> "Tensor":
-    square, a = 4 + x * x, x.abs()
-    g = square.sqrt()
-    q = _t4_tail(a, g)
+    square, g, q = _t4_parts(x)
     return 12 / (g * square * (square * q) * (1 - q))
 
 
@@ -239,9 +237,8 @@ def _t4_slope(x: "Tensor") -> "Tensor":
 )
 def student_t4(x: "Tensor") -> "Tensor":
     """Log-odds of Student's t4 CDF."""
-    square, a = 4 + x * x, x.abs()
-    g = square.sqrt()
-    return _odd(x, a * (3 - a * a / square) / (2 * g), _t4_tail(a, g))
+    square, g, q = _t4_parts(x)
+    return _odd(x, x.abs() * (3 - x * x / square) / (2 * g), q)
 
 
 SECANT_END = 20.0

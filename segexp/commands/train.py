@@ -274,8 +274,7 @@ def _report(outcome: "Outcome", config: "Config") -> None:
     print(f"run directory: {outcome.run_dir}")
     if outcome.status == "done":
         print("  summary.csv images.csv objects.csv epochs.csv bins.csv thresholds.csv diagnostics.csv split.csv")
-        print(
-            "  timings.csv samples.png diagnostics.png predictions/ examples/ checkpoints/ config.yaml run.json log.txt"
-        )
+        figures = "samples.png diagnostics.png " * (outcome.run_dir / "samples.png").exists()
+        print(f"  timings.csv {figures}predictions/ examples/ checkpoints/ config.yaml run.json log.txt")
     elif (outcome.run_dir / "traceback.txt").exists():
         print(f"  {outcome.run_dir / 'traceback.txt'}")

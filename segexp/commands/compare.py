@@ -5,13 +5,9 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from segexp.commands import Parser, add_comparison_arguments, claims_of, compared, names_of
 from segexp.errors import DONE, UsageError, printable
-
-if TYPE_CHECKING:
-    from segexp.compare.result import Answer, Block, Result
 
 EPILOG = """\
 PATH is a run directory, a study, an outputs folder, or runs.csv of `segexp collect` with images.csv beside it. Several
@@ -102,7 +98,12 @@ def _comparison(options: argparse.Namespace) -> int:
     if options.form == "csv":
         print(comparisons_csv(result), end="")
         return DONE
-    answers = _answers(result, questions) if questions else []
+    answers = []
+    if questions:
+        from segexp.compare.questions import answers_of
+
+        asked = questions, result.split, result.metric, result.loaded
+        answers = [(block, found) for block in result.blocks if (found := answers_of(block, *asked))]
     printed = {"json": as_json, "markdown": as_markdown, "latex": as_latex}.get(options.form, as_text)
     print(printed(result, answers), end="")
     return DONE
@@ -119,15 +120,6 @@ def _questions(text: str | None) -> list[str]:
         if name not in QUESTIONS:
             raise UsageError(QUESTIONS.unknown(name, [*QUESTIONS, "all"]))
     return names
-
-
-def _answers(result: "Result", questions: Sequence[str]) -> "list[tuple[Block, tuple[Answer, ...]]]":
-    """The secondary analyses of each block that has run directories."""
-    from segexp.compare.questions import answers_of
-
-    asked = questions, result.split, result.metric, result.loaded
-    found = [(block, answers_of(block, *asked)) for block in result.blocks]
-    return [(block, of_block) for block, of_block in found if of_block]
 
 
 def _claims(options: argparse.Namespace) -> int:

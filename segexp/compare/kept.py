@@ -10,12 +10,12 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import segexp
 from segexp.data.cache import Damaged, Unusable, entry, limit
-from segexp.records import COLUMNS
 
 FROM_RUNS = 100
 """Fewer runs are read as fast as what is kept."""
@@ -33,20 +33,15 @@ def _code() -> str:
     return repr((sha.hexdigest(), *map(importlib.metadata.version, ("numpy", "pandas", "scipy", "matplotlib"))))
 
 
-def stamps(directories: Iterable[Path]) -> list[tuple[int, ...]] | None:
-    """Size, times and inode of every file of these runs that `make` of `kept` may read; None where one is too new."""
-    found: list[tuple[int, ...]] = []
-    for directory in directories:
-        for name in ("run.json", *(f"{table}.csv" for table in COLUMNS)):
-            try:
-                state = os.stat(directory / name)
-            except OSError:
-                found.append(())
-                continue
-            if time.time() - max(state.st_mtime, state.st_ctime) < SETTLED_S:
-                return None
-            found.append((state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino))
-    return found
+def stamps(directories: Iterable[Path]) -> list[tuple[object, ...]] | None:
+    """Path, size, times and inode of every file of run directories; None where one is too new, or has gone."""
+    try:
+        found = {one.path: one.stat() for folder in directories for one in os.scandir(folder) if one.is_file()}
+    except OSError:
+        return None
+    if time.time() - max(max(state.st_mtime, state.st_ctime) for state in found.values()) < SETTLED_S:
+        return None
+    return sorted((path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path, s in found.items())
 
 
 def kept(depends: object, make: Callable[[], Any]) -> Any:
@@ -62,9 +57,7 @@ def kept(depends: object, make: Callable[[], Any]) -> Any:
         except ValueError as error:
             raise Damaged(str(error)) from None
 
-    try:
+    with suppress(Unusable):
         if limit():
             return entry(key, {"kind": "report", "content": "report", "name": "reports"}, read, fill)
-    except Unusable:  # `make` may have failed too, and then does so again
-        pass
     return make()

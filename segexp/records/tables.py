@@ -662,26 +662,17 @@ def read_tables(
     kinds = {name: float if name in whole else COLUMNS[table][name] for name in needed}
     waiting: dict[tuple[str, ...], dict[int, bytes]] = {}
     frames, wrong = list[pd.DataFrame](), dict[int, str]()
-
-    def parse() -> None:
-        for names, tables in waiting.items():
-            found, damaged = _together(names, tables, kinds)
-            frames.extend(found)
-            wrong.update({n: f"{runs[n].path / table}.csv cannot be read: {why}" for n, why in damaged.items()})
-        waiting.clear()
-
     for number, run in enumerate(runs):
         try:
             header, _, data = whole_table(run.path, run.record, table).partition(b"\n")
             names = check_header(header, run.path / f"{table}.csv", is_column(table), needed)
+            waiting.setdefault(tuple(names), {})[number] = data
         except UsageError as error:
             wrong[number] = str(error)
-            continue
-        of_names = waiting.setdefault(tuple(names), {})
-        of_names[number] = data
-        if sum(map(len, of_names.values())) > _TOGETHER:
-            parse()
-    parse()
+    for of_names, tables in waiting.items():
+        found, damaged = _together(of_names, tables, kinds)
+        frames += found
+        wrong |= {n: f"{runs[n].path / table}.csv cannot be read: {why}" for n, why in damaged.items()}
     if not frames:
         return None, wrong
     rows = pd.concat(frames).sort_values("run", kind="stable")[["run", *needed]]
@@ -709,7 +700,5 @@ def _together(
     except (ValueError, csv.Error) as error:
         if len(tables) == 1:
             return [], dict.fromkeys(tables, first_line(error))
-        numbers = [*tables]
-        parts = (numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :])
-        (a, wrong_a), (b, wrong_b) = (_together(names, {n: tables[n] for n in part}, kinds) for part in parts)
-        return [*a, *b], wrong_a | wrong_b
+        each = [_together(names, {number: data}, kinds) for number, data in tables.items()]
+        return list(itertools.chain(*(found for found, _ in each))), {n: why for _, w in each for n, why in w.items()}

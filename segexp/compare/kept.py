@@ -39,7 +39,7 @@ def stamps(directories: Iterable[Path]) -> list[tuple[object, ...]] | None:
         found = {one.path: one.stat() for folder in directories for one in os.scandir(folder) if one.is_file()}
     except OSError:
         return None
-    if time.time() - max(max(state.st_mtime, state.st_ctime) for state in found.values()) < SETTLED_S:
+    if time.time() - max((max(s.st_mtime, s.st_ctime) for s in found.values()), default=0.0) < SETTLED_S:
         return None
     return sorted((path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path, s in found.items())
 

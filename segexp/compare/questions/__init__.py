@@ -69,12 +69,11 @@ class Reading:
         }
         self.every = [run for of_arm in self.runs.values() for run in of_arm]
         self.arm_N = [arm for arm, of_arm in self.runs.items() for _ in of_arm]
-        self._left_out = copy.deepcopy(self._noted)
 
     def again(self) -> "Reading":
         """The same runs and tables for another question, with the notes on runs that no question can use."""
         other = copy.copy(self)
-        other.titles, other._noted = {}, copy.deepcopy(self._left_out)
+        other.titles, other._noted = {}, copy.deepcopy(self._noted)
         return other
 
     def images(self) -> Mapping[Path, Run]:

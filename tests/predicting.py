@@ -63,7 +63,8 @@ def predicted(capsys: Captured, *words: object, code: int = 0) -> Any:
 
 def foreground_of(run_dir: Path, config: Config, limit: float | None = None, tta: bool = False) -> dict[str, Any]:
     """Test image -> its foreground (F, H, W) and probabilities by the code that scores runs."""
-    spec, run = prepare(config), trained(run_dir, config, read_run(run_dir), "cpu")
+    spec = prepare(config)
+    run = trained(run_dir, spec.config, read_run(run_dir), "cpu")
     geometry = geometry_of(spec)
     read = make_reader(spec.image_set, geometry)
     scorer = Scorer(spec, run.network, run.head, run.device, geometry, read, run.normalise)

@@ -210,6 +210,8 @@ def training_batches(
     kept: the maps of earlier epochs by image, to use and to add to, where the masks are always the same.
     """
 
+    ahead = ahead and not workers  # a process must not touch the GPU: the loader's own thread pins
+
     def as_input(images_NCHW: torch.Tensor) -> torch.Tensor:
         return normalise(_unit_range(images_NCHW))
 

@@ -107,21 +107,22 @@ def predict(
     def mean(several: Sequence[torch.Tensor]) -> Prediction:
         return head(several[0]) if len(several) == 1 else mean_prediction([head(logits) for logits in several])
 
+    on_gpu = device.type == "cuda"  # on MPS, a copy that does not wait may be read too early
     for batch in batches:
         heed_interrupts()
         with torch.inference_mode():
-            images = batch.images_NCHW.to(device, non_blocking=True)
+            images = batch.images_NCHW.to(device, non_blocking=on_gpu)
             several = [forward(images.flip(axes)).flip(axes).float() for axes in flips]
             if device.type == "mps":
                 several = [logits.cpu() for logits in several]
-            network_target = batch.masks_NHW.to(several[0].device, non_blocking=True)
+            network_target = batch.masks_NHW.to(several[0].device, non_blocking=on_gpu)
             network_prediction = mean(several)
             height, width = batch.native_masks_NHW.shape[1:]
             if resolution == "network" or tuple(several[0].shape[2:]) == (height, width):
                 prediction, target = network_prediction, network_target
             else:
                 prediction = mean([at_native_size(logits, batch) for logits in several])
-                target = batch.native_masks_NHW.to(several[0].device, non_blocking=True)
+                target = batch.native_masks_NHW.to(several[0].device, non_blocking=on_gpu)
         # Outside the block: yielding inside it would leave autograd switched off in the caller.
         resized = tuple(target.shape[1:]) != (height, width) and not batch.padded
         pixel_size = (height / target.shape[1], width / target.shape[2]) if resized else (1.0, 1.0)

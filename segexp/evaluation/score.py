@@ -6,6 +6,7 @@ Shapes: N images, F foreground classes, T thresholds. Images have equal weight (
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,10 +45,12 @@ from segexp.evaluation.objects import Objects, match_objects
 from segexp.evaluation.own import own_scores
 from segexp.evaluation.predict import Scored, Units, counted_masks, mask_counts
 from segexp.evaluation.ranking import Ranking
+from segexp.records.process import heed_interrupts
 from segexp.records.scores import Score
 
 TEMPERATURE_PIXELS = 1_000_000  # the temperature is fitted on at most this many validation pixels, evenly spaced
 OF_IMAGES = ("size_N2", "valid_N", "counts_NF3", "above_NTF3", "nll_NF", "brier_NF", "nll_t_NF", "brier_t_NF")
+PENDING = 64  # units whose boundaries wait to be measured, at most
 REGIONS = ("all", "boundary")  # regions of bins.csv: all valid pixels, and those near the reference boundary
 
 
@@ -183,12 +186,21 @@ class _Shapes:
         job = (self._planes, self._width, self._spacing, self._conventions)
         self._measured.append(self._pool.submit(_boundary_and_objects, *job))
         self._planes = []
+        if len(self._measured) > PENDING:  # their masks take memory
+            self._measured[-PENDING].result()
 
     def finish(self) -> tuple[list[list[tuple[float, float]]], list[list[Objects]]]:
         """Boundary scores and objects of each unit and class."""
         self._end_unit()
-        found = [of_unit.result() for of_unit in self._measured]
+        found = []
+        for of_unit in self._measured:
+            heed_interrupts()
+            found.append(of_unit.result())
         return [boundary for boundary, _ in found], [objects for _, objects in found]
+
+    def close(self) -> None:
+        """Do not begin what is not measured yet."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _boundary_and_objects(
@@ -224,24 +236,25 @@ def _measure(
         torch.zeros(2, len(REGIONS), n_classes, RELIABILITY_BINS, 3, dtype=torch.float64),
         [Ranking() for _ in conventions.classes],
     )
-    batches, indices, shapes = [], list[int](), _Shapes(units, conventions)
+    batches, indices = [], list[int]()
     own: dict[str, list[list[float]]] = {score.name: [] for score in conventions.own}
-    for batch in scored:
-        found = on_host(_on_device(batch, fitted, conventions))
-        # NaN > 0 is False: a dead network would score as an empty mask.
-        if not found["finite"]:
-            raise DivergedError(f"logits on the {split} images are not finite with the selected weights")
-        found["size_N2"] = np.array([tuple(batch.target_NHW.shape[1:])] * len(batch.indices))
-        found["above_NTF3"] = counts_above(found["tables"], fitted.edges_T).swapaxes(0, 1)
-        batches.append({name: found[name] for name in OF_IMAGES})
-        shapes.add(batch.indices, found["masks_2NFHW"], batch.pixel_size)
-        if conventions.own:
-            names = [units.image_ids[i] for i in batch.indices]
-            rows = own_scores(conventions.own, names, found["masks_2NFHW"], found["valid_NHW"], found.get("p_NFHW"))
-            own = {name: own[name] + of_images for name, of_images in rows.items()}
-        indices += batch.indices
-        _add_pixels(sums, found)
-    boundary, objects = shapes.finish()
+    with closing(_Shapes(units, conventions)) as shapes:
+        for batch in scored:
+            found = on_host(_on_device(batch, fitted, conventions))
+            # NaN > 0 is False: a dead network would score as an empty mask.
+            if not found["finite"]:
+                raise DivergedError(f"logits on the {split} images are not finite with the selected weights")
+            found["size_N2"] = np.array([tuple(batch.target_NHW.shape[1:])] * len(batch.indices))
+            found["above_NTF3"] = counts_above(found["tables"], fitted.edges_T).swapaxes(0, 1)
+            batches.append({name: found[name] for name in OF_IMAGES})
+            shapes.add(batch.indices, found["masks_2NFHW"], batch.pixel_size)
+            if conventions.own:
+                names = [units.image_ids[i] for i in batch.indices]
+                rows = own_scores(conventions.own, names, found["masks_2NFHW"], found["valid_NHW"], found.get("p_NFHW"))
+                own = {name: own[name] + of_images for name, of_images in rows.items()}
+            indices += batch.indices
+            _add_pixels(sums, found)
+        boundary, objects = shapes.finish()
     of_images = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     shown = indices
     if units.case_ids:

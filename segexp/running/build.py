@@ -69,7 +69,11 @@ class Scorer:
         """Whether `KEPT_BYTES` hold the images and the predictions of the validation split."""
         sizes_N2, channels = self.spec.facts.sizes_N2[self.spec.split["val"]], len(self.normalise.mean_C)
         pixels = int(sizes_N2.prod(axis=1).clip(min=self.geometry.size**2).sum())
-        return pixels * (4 * channels + 12 * self.spec.config.dataset.num_classes + 4) < KEPT_BYTES
+        config = self.spec.config
+        # Logits and log-odds, those of the best epoch and of the present one, also at another size.
+        resized = self.geometry.how == "resize" and config.metrics.resolution == "native"
+        of_classes = 16 * config.dataset.num_classes * (1 + resized)
+        return pixels * (4 * channels + of_classes + 4) < KEPT_BYTES
 
     def batches(self, indices: Sequence[int], keep: bool = False) -> Iterable[ScoringBatch]:
         """These images and masks in batches of equal size, not augmented. keep: on the device, for the next call."""
@@ -280,7 +284,7 @@ def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
     device = scorer.device if on_gpu else torch.device("cpu")
     read, resident_bytes = resident(scorer.read, spec.split["train"], device)
     images = (image_set, read, scorer.geometry, scorer.normalise, augment)
-    options: Any = {"device": device, "ahead": on_gpu and not resident_bytes}
+    options: Any = {"device": device, "ahead": scorer.device.type == "cuda" and not (on_gpu and resident_bytes)}
     options["workers"] = 0 if on_gpu and resident_bytes else config.trainer.workers
     options["pin_memory"] = scorer.device.type == "cuda"
     if functions:

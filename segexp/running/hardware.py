@@ -39,7 +39,7 @@ def without_auto(config: Config, sizes_N2: np.ndarray) -> Config:
 def _has_bf16(device: str) -> bool:
     """Whether a device multiplies bfloat16 itself: GPUs of capability 8.0 or higher, CPUs as Linux knows them."""
     if device == "cuda" and not cuda_capability():
-        raise UsageError("trainer.precision=auto: there is no GPU here to ask: set trainer.precision=bf16 or fp32")
+        raise UsageError("trainer.precision=auto: no NVIDIA GPU can be asked here: set trainer.precision=bf16 or fp32")
     cpu = Path("/proc/cpuinfo")
     if device != "cpu" or not cpu.exists():
         return device == "cuda" and cuda_capability() >= 8

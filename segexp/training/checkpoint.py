@@ -106,17 +106,21 @@ class Checkpoints:
     def add(self, content: dict[str, Any]) -> None:
         """Copy the state at the end of an epoch, and begin to write it if that is due. Raises what a write raised."""
         busy = self._writing is not None and not self._writing.done()
+        with interrupts_held():
+            # Memory is used again, because new memory costs more than copying; but not while it is written.
+            old, old_best = ({}, None) if busy else (self._last or {}, self.best)
+            if not busy:  # half a copy must never be written
+                self._last, self._is_written = None, True
+            # The rows of tables do not change, and may be many.
+            last = {k: v[:] if isinstance(v, list) else copied(v, old.get(k)) for k, v in content.items()}
+            if content["best_epoch"] == content["epoch"]:
+                self.best = self.best if busy else None
+                self.best = copied({name: last[name] for name in BEST}, old_best)
+            self._last, self._is_written = last, False
         if not busy:
             self.wait()
-        # Memory is used again, because new memory costs more than copying; but not while it is written.
-        old = (not busy and self._last) or {}
-        # The rows of tables do not change, and may be many.
-        self._last = {k: v[:] if isinstance(v, list) else copied(v, old.get(k)) for k, v in content.items()}
-        self._is_written = False
-        if content["best_epoch"] == content["epoch"]:
-            self.best = copied({name: self._last[name] for name in BEST}, None if busy else self.best)
-        if not busy and time.monotonic() - self._begun >= WRITE_EVERY_S:
-            self._write(self._last)
+            if time.monotonic() - self._begun >= WRITE_EVERY_S:
+                self._write(self._last)
 
     def finish(self) -> None:
         """Begin to write what a run needs whose training is over; last.pt only if there was one before or is kept."""
@@ -129,8 +133,12 @@ class Checkpoints:
     def wait(self) -> None:
         """Wait for the write in progress. Raises what it raised."""
         writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        try:
+            if writing is not None:
+                writing.result()
+        except BaseException:
+            self._is_written = self._last is None
+            raise
 
     def _write(self, last: dict[str, Any] | None) -> None:
         new = self.best is not None and self.best["epoch"] != self.best_on_disk
@@ -152,15 +160,18 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._pool:
-            try:
+            if kind is None:
                 self.wait()
-                if kind is not None and not self._is_written:
-                    self._write(self._last)
+                return
+            for what in ("a checkpoint was not written and is tried again", "the last epochs were not saved"):
+                try:
                     self.wait()
-            except Exception as error:
-                if kind is None:
-                    raise
-                log.warning("the last epochs were not saved: %s", first_line(error))
+                    if not self._is_written:
+                        self._write(self._last)
+                        self.wait()
+                    return
+                except Exception as error:
+                    log.warning("%s: %s", what, first_line(error))
 
 
 def copied(value: Any, into: Any = None) -> Any:

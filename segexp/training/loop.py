@@ -136,16 +136,19 @@ class StepMeasures:
     """Loss, gradient norm and share of logits that are not finite of each step of an epoch.
 
     found_inf: 1 from the first step on that was not finite; fused optimizers then skip. unread: on the device, too.
+    loss: the sum of those known.
     """
 
     found_inf: torch.Tensor
     unread: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=list)
     known: list[tuple[float, float, float]] = field(default_factory=list)
+    loss: float = 0.0
 
     def read(self) -> None:
         """Read those of the steps since the last call from the device."""
         columns = [torch.stack(several).tolist() for several in zip(*self.unread, strict=True)]
         self.known += zip(*columns, strict=True)
+        self.loss += sum(columns[0]) if columns else 0.0
         self.unread.clear()
 
     def row(self) -> dict[str, float]:
@@ -269,7 +272,9 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
                     state.diagnostics += diagnostics_rows(probes, task.run_id, "train", epoch)
                     raise
                 recent = _scores(torch.cat(counts[-READ_EVERY:]))
-                bar.set_postfix({"loss": f"{measures.row()['loss']:.3f}", "train dice": f"{recent['dice']:.3f}"})
+                bar.set_postfix(
+                    {"loss": f"{measures.loss / (position + 1):.3f}", "train dice": f"{recent['dice']:.3f}"}
+                )
     state.diagnostics += diagnostics_rows(probes, task.run_id, "train", epoch)
     row = {"epoch": epoch, "split": "train", "step": state.step, "lr": lr, "nll": NAN, "brier": NAN}
     return row | _scores(torch.cat(counts)) | measures.row()
@@ -344,7 +349,8 @@ def _check_finite(
     fp16, epoch, n_steps = config.trainer.precision == "fp16", state.epoch + 1, len(measures.known)
     if fp16 and state.scaler.get_scale() < 1:
         raise DivergedError(f"epoch {epoch}: gradients no longer fit into fp16; use trainer.precision=bf16 or fp32")
-    new = [*enumerate(measures.known)][-READ_EVERY:]  # under fp16 infinite gradients are normal
+    start = max(n_steps - READ_EVERY, 0)
+    new = enumerate(measures.known[start:], start)  # under fp16 infinite gradients are normal
     bad = [n for n, (loss, norm, _) in new if not (math.isfinite(loss) and (fp16 or math.isfinite(norm)))]
     if not bad:
         return

@@ -189,6 +189,26 @@ def test_batches_are_the_same_from_memory_by_processes_and_by_a_thread(how: str,
             assert mask.dtype == torch.int64
 
 
+def test_a_process_that_reads_does_not_pin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is pinned by CUDA, which a forked process cannot use: the loader's own thread does it."""
+    fit = InputGeometry("resize", 32, 32)
+    options: Any = {"workers": 1, "ahead": True, "pin_memory": True, "device": torch.device("meta")}
+
+    def in_a_process(items: Any, _: None, *, collate_fn: Any, **options: Any) -> Any:
+        assert options["pin_memory"]
+        return map(collate_fn, items)
+
+    def refused(tensor: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("pinned in a process")
+
+    monkeypatch.setattr("segexp.data.batches.DataLoader", in_a_process)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refused)
+    read, normalise = make_reader(image_set(), fit), Normalisation((0.5, 0.4), (0.2, 0.3))
+    parts: Any = (image_set(), read, fit, normalise, None, 1, [[0, 1]])
+    ((images_NCHW, _, _),) = training_batches(*parts, seed=0, **options)
+    assert images_NCHW.shape[0] == 2
+
+
 def test_images_that_do_not_fit_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     read = make_reader(image_set(), InputGeometry("resize", 32, 32))
     monkeypatch.setattr("segexp.data.batches.RESIDENT", 20_000)

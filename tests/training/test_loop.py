@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import read_table
 from segexp.running import prepare
 from segexp.running.build import initial_network
-from segexp.training.checkpoint import load_checkpoint, save_checkpoint
+from segexp.training import checkpoint
+from segexp.training.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from segexp.training.loop import StepMeasures, begin, first_bad_layer, peak_memory_mib, train_step
 
 READS = ("_local_scalar_dense", "nonzero", "_to_copy", "is_nonzero", "unique", "equal")
@@ -210,3 +212,47 @@ def test_the_peak_of_memory_is_that_of_this_process_alone() -> None:
     assert 100 < float(seen.stdout) < 2 * 2**10
     big = torch.ones(2**28)
     assert peak_memory_mib(big.device) > 2**10
+
+
+class Unwritable(dict[str, Any]):
+    """Content whose copy is interrupted after its first tensor."""
+
+    def items(self) -> Any:
+        yield "epoch", 2
+        yield "best_epoch", 1
+        yield "network", {"a": torch.full((2,), 2.0)}
+        raise RuntimeError("the device is gone")
+
+
+def state_of(epoch: int) -> dict[str, Any]:
+    return {"epoch": epoch, "best_epoch": 1, "network": {"a": torch.full((2,), float(epoch))}}
+
+
+def test_half_a_copy_is_never_written(tmp_path: Path) -> None:
+    """The memory of the epoch before is used again, so that an error within a copy would leave a mixture of both."""
+    with pytest.raises(RuntimeError, match="gone"), Checkpoints(tmp_path, {}, True) as checkpoints:  # noqa: PT012
+        checkpoints.add(state_of(1))
+        checkpoints.add(Unwritable())
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_a_write_that_fails_is_tried_again_with_the_newest_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [OSError("disk full")]
+
+    def write(path: Path, content: dict[str, Any]) -> None:
+        if failures:
+            raise failures.pop()
+        save_checkpoint(path, content)
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", write)
+    monkeypatch.setattr(checkpoint, "WRITE_EVERY_S", 0.0)
+    with pytest.raises(OSError, match="disk full"), Checkpoints(tmp_path, {}, True) as checkpoints:  # noqa: PT012
+        checkpoints.add(state_of(1))
+        for _ in range(100):
+            if checkpoints._writing and checkpoints._writing.done():
+                break
+            time.sleep(0.01)
+        checkpoints.add(state_of(2))
+    assert load_checkpoint(tmp_path / "last.pt", torch.device("cpu"), "")["epoch"] == 2

@@ -9,17 +9,19 @@ in a module of this package.
 """
 
 import importlib
-import os
 import pkgutil
 import platform
 import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from segexp.records.process import usable_cores
 
 
 @dataclass(frozen=True)
@@ -137,12 +139,12 @@ def counted(case: str, value: float, unit: str, bound: tuple[str, float] | None 
 def machine() -> dict[str, Any]:
     """What the figures were measured on; no name of a host."""
     name = platform.processor() or platform.machine()
-    with open("/proc/cpuinfo", encoding="utf-8") as lines:
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "cpu": name,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "gpu": gpu,
         "torch": torch.__version__,

@@ -131,7 +131,11 @@ def feed(quick: bool) -> Iterable[Row]:
         yield from ratios(times, "torchvision", asked, rate=True)
         bound = (">=", 600.0) if strength == "strong" else None
         bound = bound if device.type == "cpu" else (">=", float(ON_GPU[strength]))
-        yield counted(f"{strength}, {device.type}", math.floor(number / median(times[strength])), "images/s", bound)
+        cores = torch.get_num_threads() if device.type == "cpu" else 1
+        rate = math.floor(number / median(times[strength]) / cores)
+        yield counted(
+            f"{strength}, {device.type}", rate, "images/s a core" if device.type == "cpu" else "images/s", bound
+        )
     yield counted("kept on the device", n_bytes / number, "bytes an image")
 
 

@@ -102,8 +102,10 @@ def _vision() -> Iterator[Finding]:
         detail = f"does not match torch {torch.__version__}: {first_line(error)}"
         yield Finding("torchvision", "bad", detail, cure)
     else:
-        known = Finding("torchvision", "ok", metadata.version("torchvision"))
-        yield known if operators else Finding("torchvision", "bad", "not installed, or without its operators", cure)
+        if operators:
+            yield Finding("torchvision", "ok", metadata.version("torchvision"))
+        else:
+            yield Finding("torchvision", "bad", "not installed, or without its operators", cure)
 
 
 def _device() -> Iterator[Finding]:

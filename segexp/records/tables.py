@@ -593,15 +593,13 @@ def _parsed(
 
 def _count_rows(table: bytes, width: int) -> int:
     """The rows of a table without its header. Raises ValueError where one does not have ``width`` cells."""
-    n_rows = table.count(b"\n")
     if b'"' in table:
         widths = [len(row) for row in csv.reader(io.StringIO(table.decode("utf-8"), newline=""))]
-        n_rows, n_cells = len(widths), sum(widths)
     else:
-        n_cells = table.count(b",") + n_rows
-    if n_cells != n_rows * width or not (table.endswith(b"\n") or not table):
+        widths = [line.count(b",") + 1 for line in table.split(b"\n")[:-1]]
+    if {*widths} - {width} or not (table.endswith(b"\n") or not table):
         raise ValueError(f"not every row has {width} cells")
-    return n_rows
+    return len(widths)
 
 
 def images_of(

@@ -58,6 +58,15 @@ def test_first_and_second_derivative(name: str) -> None:
     assert torch.autograd.gradgradcheck(f, inputs)
 
 
+@pytest.mark.parametrize("name", CLOSED)
+def test_the_slope_at_zero_is_the_same_where_it_is_differentiated_again(name: str) -> None:
+    """Zeros are common in images; relu and abs have no slope there that a sum of both could use."""
+    x = torch.zeros(3, requires_grad=True)
+    module = made(name)
+    once, again = (torch.autograd.grad(module(x).sum(), x, create_graph=more)[0] for more in (False, True))
+    torch.testing.assert_close(once, again)
+
+
 def test_a_ripple_of_no_frequency() -> None:
     """f is x where a is 0, and its gradient to a the sum of x^2."""
     module = made("snake")

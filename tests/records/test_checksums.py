@@ -12,7 +12,7 @@ from messages import mentions
 from segexp import cli
 from segexp.compare.verdict import compare
 from segexp.errors import UsageError
-from segexp.records import check_complete, read_run
+from segexp.records import check_complete, read_run, tables
 from segexp.records.tables import collect
 
 
@@ -90,3 +90,11 @@ def test_a_changed_checksum_of_one_table_names_that_table(study: Path) -> None:
     edit_record(study / "run-arctan0", sha256={"images": "0" * 64})
     with pytest.raises(UsageError, match=r"images\.csv"):
         check_complete(study / "run-arctan0", read_run(study / "run-arctan0"))
+
+
+@pytest.mark.parametrize("cell", ["2", '"2"'])
+def test_rows_whose_widths_cancel_are_no_table(cell: str) -> None:
+    whole = f"1,{cell},3\n4,5,6\n".encode()
+    assert tables._count_rows(whole, 3) == 2
+    with pytest.raises(ValueError, match="3 cells"):
+        tables._count_rows(f"1,{cell}\n3,4,5,6\n".encode(), 3)

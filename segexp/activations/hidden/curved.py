@@ -161,7 +161,8 @@ def squareplus(*, b: Annotated[float, POSITIVE] = 4.0) -> "Module":
 
     def parts(x: "Tensor") -> "tuple[Tensor, Tensor]":
         root = (x * x + b).sqrt()
-        return root, x.relu() + (b / 2) / (root + x.abs())
+        # Not relu, whose slope at 0 is 0: the maximum gives both sides half.
+        return root, x.maximum(x.new_zeros(())) + (b / 2) / (root + x.abs())
 
     def gradient(g: "Tensor", x: "Tensor") -> "Tensor":
         root, f = parts(x)
@@ -270,9 +271,11 @@ def xielu() -> "Module":
         return torch.addcmul(torch.addcmul(half, p, right.square()), n, power - left)
 
     def gradient(g: "Tensor", x: "Tensor", p: "Tensor", n: "Tensor") -> "tuple[Tensor, ...]":
-        _, right, left, power = parts(x)
-        slope = (p * right).add_(0.5).addcmul_(n, power)
-        return slope.mul_(g), right.square_().mul_(g).sum(), power.sub_(left).mul_(g).sum()
+        right = x.relu()
+        left = x - right
+        power = left.exp().sub_(1)  # exact enough beside the 1/2
+        slope = (right * (p / 2)).add_(0.5).addcmul_(n / 2, power).mul_(g)
+        return slope, right.square_().mul_(g).sum() / 4, power.sub_(left).mul_(g).sum() / 2
 
     initial = {"raw_p": math.log(math.expm1(0.8)), "raw_n": math.log(math.expm1(0.3))}
     return pointwise(function, gradient, prepare, **initial)

@@ -172,7 +172,7 @@ def test_a_run_that_dies_between_last_pt_and_best_pt_continues(tmp_path: Path, m
 
     def dying(path: Path, content: dict[str, Any]) -> None:
         writes.append(path.name)
-        if len(writes) >= 4:
+        if path.name == "best.pt" and writes.count("best.pt") > 1:
             raise MemoryError
         real(path, content)
 
@@ -180,7 +180,7 @@ def test_a_run_that_dies_between_last_pt_and_best_pt_continues(tmp_path: Path, m
         patch.setattr(checkpoint, "WRITE_EVERY_S", 0)
         patch.setattr(checkpoint, "save_checkpoint", dying)
         assert tiny_run(tmp_path / "died", *four).status == "failed"
-    assert writes[:4] == ["last.pt", "best.pt"] * 2
+    assert writes.count("best.pt") > 1
     again = tiny_run(tmp_path / "died", *four).run_dir
     assert tables(again) == tables(whole)
     for name in ("last.pt", "best.pt"):

@@ -102,8 +102,8 @@ def test_all_four_hold_the_same_numbers_and_leave_the_tables_as_they_are(tmp_pat
 def test_a_run_that_is_killed_and_continued_is_one_run_without_doubled_epochs(number: int, tmp_path: Path):
     words = (ALL, "trainer.epochs=12", "dataset.number=60", "study.name=two words")
     process = train(tmp_path / "out", *words)
-    for made in ("tracking/metrics.csv", "checkpoints/last.pt"):
-        wait_until(lambda made=made: len(list((tmp_path / "out").glob(f"*/*/{made}"))) == 1)
+    made = ("tracking/metrics.csv", "checkpoints/last.pt")
+    wait_until(lambda: all(len(list((tmp_path / "out").glob(f"*/*/{name}"))) == 1 for name in made))
     process.send_signal(number)
     process.communicate()
     (run_dir,) = (tmp_path / "out").glob("*/*-*")

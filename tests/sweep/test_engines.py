@@ -19,6 +19,7 @@ from tiny import TINY, tables, tiny_run, wait_until
 from segexp.config import LAUNCHERS
 from segexp.config.launchers import ENGINES
 from segexp.records import read_run
+from segexp.records.process import lock_holder
 from segexp.registry import plugins
 
 pytestmark = pytest.mark.slow
@@ -82,7 +83,8 @@ def kill_owner(outputs: Path, run: str = "*", unless: int = 0) -> int:
 
     def owner() -> int:
         for lock in outputs.glob(f"default/{run}/lock"):
-            pid = int(json.loads(lock.read_text())["pid"])
+            holder = lock_holder(lock.parent)  # "" while a process writes or releases its lock
+            pid = int(holder.split()[1]) if holder else 0
             if (lock.parent / "checkpoints/last.pt").exists() and pid != unless:
                 return pid
         return 0

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-BLOCK = 2**15
+BLOCK = 2**16
 """Elements per thread of a piece: its few temporaries fit a cache of 1 MB. A multiple of every vector width, so that
 each element is computed by the same instructions as without pieces."""
 
@@ -16,10 +16,11 @@ def in_blocks(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> 
     values do not depend on this.
     """
     first = tensors[0]
-    whole = torch.compiler.is_compiling() or torch.is_grad_enabled()
-    if whole or first.device.type != "cpu" or first.numel() <= BLOCK:
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or first.device.type != "cpu":
         return function(*tensors)
     size = BLOCK * torch.get_num_threads()  # the compiler must not meet this call
+    if first.numel() <= size:
+        return function(*tensors)
     order = sorted(range(first.dim()), key=first.stride, reverse=True)
     pieces = zip(*(t.permute(order).reshape(-1).split(size) for t in tensors), strict=True)
     joined = None

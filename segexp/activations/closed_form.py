@@ -1,6 +1,6 @@
-"""Log-odds with a derivative in closed form, as one operation of automatic differentiation."""
+"""Functions with a derivative in closed form, as one operation of automatic differentiation."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,36 +15,60 @@ def applied(phi: ClosedForm, x: torch.Tensor, options: Mapping[str, Any]) -> tor
     trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *tensors.values()))
     if not trained or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return phi.value(x, **options)
-    fixed = {name: value for name, value in options.items() if name not in tensors}
-    result: torch.Tensor = _Applied.apply(phi, fixed, tuple(tensors), x, *tensors.values())
+
+    def value(x: torch.Tensor, *learned: torch.Tensor) -> torch.Tensor:
+        return phi.value(x, **{**options, **dict(zip(tensors, learned, strict=True))})
+
+    def gradient(g: torch.Tensor, x: torch.Tensor, *learned: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = phi.derivative(x, **{**options, **dict(zip(tensors, learned, strict=True))})
+        of_x, of_options = found if isinstance(found, tuple) else (found, {})
+        return g * of_x, *((g * of_options[name]).sum() for name in tensors)
+
+    result: torch.Tensor = Applied.apply(value, gradient, True, x, *tensors.values())
     return result
 
 
-class _Applied(torch.autograd.Function):
-    """Keeps x alone for the backward pass. tensors: the options called ``names``, scalars."""
+class Applied(torch.autograd.Function):
+    """value(x, *constants), element by element in float32 or better, which keeps its tensors alone.
+
+    gradient: (g, x, *constants) -> that of x, in a tuple followed by the sums of the constants' if there are any.
+    twice: it can be differentiated in turn; else autograd differentiates ``value`` where this is asked for.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(phi: ClosedForm, fixed: dict[str, Any], names: tuple[str, ...], x: Any, *tensors: Any) -> torch.Tensor:
-        options = {**fixed, **dict(zip(names, tensors, strict=True))}
-        return in_blocks(lambda v: phi.value(v, **options), x)
+    def forward(
+        value: Callable[..., torch.Tensor], gradient: Callable[..., Any], twice: bool, x: Any, *constants: Any
+    ) -> torch.Tensor:
+        return in_blocks(lambda x: value(wide(x), *constants).to(x.dtype), x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        ctx.phi, ctx.fixed, ctx.names, *saved = inputs
-        ctx.save_for_backward(*saved)
+        ctx.value, ctx.gradient, ctx.twice, *tensors = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, *tensors = ctx.saved_tensors
-        options, sums = {**ctx.fixed, **dict(zip(ctx.names, tensors, strict=True))}, []
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, *constants = ctx.saved_tensors
+        if torch.is_grad_enabled() and not ctx.twice:
+            needed = [tensor for tensor in (x, *constants) if tensor.requires_grad]
+            y = ctx.value(wide(x), *constants).to(x.dtype)
+            each = iter(torch.autograd.grad(y, needed, g, create_graph=True))
+            return None, None, None, *(next(each) if tensor.requires_grad else None for tensor in (x, *constants))
+        sums = []
 
-        def piece(g: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            found = ctx.phi.derivative(v, **options)
-            of_x, of_options = found if isinstance(found, tuple) else (found, {})
-            sums.append([(g * of_options[name]).sum() for name in ctx.names])
-            return g * of_x
+        def piece(x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+            found = ctx.gradient(wide(g), wide(x), *constants)
+            first, *others = found if isinstance(found, tuple) else (found,)
+            sums.append(others)
+            return first.to(x.dtype)
 
-        of_x = in_blocks(piece, gradient, x)
-        return None, None, None, of_x, *(torch.stack(part).sum() for part in zip(*sums, strict=True))
+        with torch.autocast(x.device.type, enabled=False):
+            of_x = in_blocks(piece, x, g)
+        return None, None, None, of_x, *(torch.stack(part).sum(0) for part in zip(*sums, strict=True))
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """x in float32 or better."""
+    return x if x.element_size() >= 4 else x.float()

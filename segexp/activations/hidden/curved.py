@@ -1,6 +1,5 @@
 """Hidden activations that are exponential, smooth, sigmoidal or periodic."""
 
-import functools
 import math
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -255,27 +254,19 @@ def xielu() -> "Module":
     import torch
     import torch.nn.functional as F
 
-    def parts(x: "Tensor") -> "tuple[Tensor, ...]":
-        """Halves of x, max(x, 0), min(x, 0) and e^min(x, 0) - 1, the last without cancellation, quicker than expm1."""
-        half = 0.5 * x
-        left = half.clamp(max=0)
-        t = left.tanh()
-        return half, half - left, left, t / (1 - t)
-
     def prepare(raw_p: "Tensor", raw_n: "Tensor") -> "tuple[Tensor, ...]":
-        """4 p and 2 n."""
-        return 4 * F.softplus(raw_p), 1 + 2 * F.softplus(raw_n)
+        return F.softplus(raw_p), 0.5 + F.softplus(raw_n)
 
     def function(x: "Tensor", p: "Tensor", n: "Tensor") -> "Tensor":
-        half, right, left, power = parts(x)
-        return torch.addcmul(torch.addcmul(half, p, right.square()), n, power - left)
+        left = x.clamp(max=0)
+        return torch.addcmul(torch.addcmul(x / 2, p, (x - left).square()), n, left.expm1() - left)
 
     def gradient(g: "Tensor", x: "Tensor", p: "Tensor", n: "Tensor") -> "tuple[Tensor, ...]":
         right = x.relu()
         left = x - right
         power = left.exp().sub_(1)  # exact enough beside the 1/2
-        slope = (right * (p / 2)).add_(0.5).addcmul_(n / 2, power).mul_(g)
-        return slope, right.square_().mul_(g).sum() / 4, power.sub_(left).mul_(g).sum() / 2
+        slope = (right * (2 * p)).add_(0.5).addcmul_(n, power).mul_(g)
+        return slope, right.square_().mul_(g).sum(), power.sub_(left).mul_(g).sum()
 
     initial = {"raw_p": math.log(math.expm1(0.8)), "raw_n": math.log(math.expm1(0.3))}
     return pointwise(function, gradient, prepare, **initial)
@@ -446,33 +437,44 @@ def snake(*, init: Annotated[float, POSITIVE] = 1.0) -> "Module":
 def rational() -> "Module":
     """Padé activation unit, one per call site."""
     import torch
+    import torch.nn.functional as F
 
-    def polynomial(coefficients: "Tensor", x: "Tensor", *, in_place: bool = False) -> "Tensor":
-        *lower, first, last = coefficients.unbind()
-        value = x * last + first
+    def prepare(numerator: "Tensor", denominator: "Tensor") -> "tuple[Tensor]":
+        """Coefficients of P, Q, P' and Q', a row each, the constant term first."""
+        both = torch.stack((numerator, F.pad(denominator, (1, 1))))
+        slopes = both[:, 1:] * torch.arange(1, 6, device=both.device)
+        return (torch.cat((both, F.pad(slopes, (0, 1)))),)
+
+    def polynomial(row: "Tensor", x: "Tensor") -> "Tensor":
+        *lower, first, last = row.unbind()
+        value = torch.addcmul(first, last, x)
         for c in reversed(lower):
-            value = torch.addcmul(c, value, x, out=value if in_place else None)
+            value = torch.addcmul(c, value, x)
         return value
 
-    def function(x: "Tensor", numerator: "Tensor", denominator: "Tensor") -> "Tensor":
-        return polynomial(numerator, x) / (1 + (x * polynomial(denominator, x)).abs())
+    def function(x: "Tensor", rows: "Tensor") -> "Tensor":
+        return polynomial(rows[0], x) / (1 + (x * polynomial(rows[1, 1:5], x)).abs())
 
-    def gradient(g: "Tensor", x: "Tensor", numerator: "Tensor", denominator: "Tensor") -> "tuple[Tensor, ...]":
-        evaluated = functools.partial(polynomial, in_place=True)
-        q = evaluated(denominator, x).mul_(x)
-        below = q.abs().add_(1)
-        above = g / below
-        side = q.sign_().mul_(above).mul_(evaluated(numerator, x).div_(below))
-        power = torch.arange(1, 6, device=x.device)
-        along = evaluated(numerator[1:] * power, x).mul_(above)
-        along.addcmul_(side, evaluated(denominator * power[:4], x), value=-1)
-        of_numerator = [above.sum(), *(above.mul_(x).sum() for _ in range(5))]
-        of_denominator = [-side.mul_(x).sum() for _ in range(4)]
-        return along, torch.stack(of_numerator), torch.stack(of_denominator)
+    def gradient(g: "Tensor", x: "Tensor", rows: "Tensor") -> "tuple[Tensor, ...]":
+        line = x.flatten()
+        powers, square = line.new_empty(6, len(line)), line * line
+        powers[0], powers[1] = 1, line
+        for k in (2, 4):
+            torch.mul(powers[k - 2 : k], square, out=powers[k : k + 2])
+        p, q, p_slope, q_slope = rows.mm(powers)
+        weights, sums = torch.empty_like(powers[:2]), torch.zeros_like(rows)
+        sign = q.sign()
+        below = q.abs_().add_(1)
+        of_p = torch.div(g.flatten(), below, out=weights[0])
+        of_q = torch.mul(of_p, p.mul_(sign).div_(below), out=weights[1])  # with the opposite sign
+        torch.mm(weights, powers.t(), out=sums[:2])
+        sums[1].neg_()
+        return p_slope.mul_(of_p).addcmul_(of_q, q_slope, value=-1).view_as(x), sums
 
     return pointwise(
         function,
         gradient,
+        prepare,
         numerator=[0.0448, 0.505, 1.2388, 1.1282, 0.3918, 0.048],
         denominator=[0.0, 2.234, 0.0, 0.0951],
     )

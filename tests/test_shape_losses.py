@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.ndimage import distance_transform_edt, gaussian_filter, label
 from skimage.morphology import dilation, thin
-from tiny import tables, tiny_config, tiny_run, tiny_task
+from tiny import interrupted_run, tables, tiny_config, tiny_run, tiny_task
 from tqdm import tqdm
 
 import segexp
@@ -249,19 +249,9 @@ def test_padding_changes_no_map(name: str) -> None:
     assert found[name].any()
 
 
-def test_an_interrupted_run_continues_with_the_same_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_continues_with_the_same_maps(tmp_path: Path) -> None:
     overrides = (*SUM, "augment=medium", "dataset.number=16")
     whole = tiny_run(tmp_path / "whole", *overrides)
     assert whole.status == "done", whole.reason
-    real = loop.train_epoch
-
-    def interrupted(*arguments: Any) -> dict[str, Any]:
-        if arguments[3] == 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop, "train_epoch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            tiny_run(tmp_path / "other", *overrides)
+    interrupted_run(tmp_path / "other", 2, *overrides)
     assert tables(tiny_run(tmp_path / "other", *overrides).run_dir) == tables(whole.run_dir)

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -18,6 +19,7 @@ from segexp.evaluation import dice_and_iou, primary_score
 from segexp.running import Outcome, RunSpec, prepare
 from segexp.running.build import initial_network, make_scorer, make_task
 from segexp.running.execute import execute
+from segexp.training import loop
 from segexp.training.loop import Task
 
 TINY = (
@@ -50,24 +52,29 @@ def tiny_config(outputs: Path, *overrides: str) -> Config:
         return typed_of(compose_job([*TINY, f"outputs='{outputs}'", *overrides], extra))
 
 
-def tiny_run(outputs: Path, *overrides: str, figures: bool = False) -> Outcome:
-    """Prepare and execute a tiny run; its two figures are drawn for whoever looks at them."""
-    prepared = prepare(tiny_config(outputs, *overrides))
-    with nullcontext() if figures else no_figures():
-        return execute(prepared)
+def tiny_run(outputs: Path, *overrides: str) -> Outcome:
+    """Prepare and execute a tiny run. It draws no figures."""
+    return execute(prepare(tiny_config(outputs, *overrides)))
+
+
+def interrupted_run(outputs: Path, epoch: int, *overrides: str) -> None:
+    """A tiny run, interrupted inside this epoch, before its validation."""
+    real = loop.train_epoch
+
+    def interrupted(*arguments: Any) -> dict[str, Any]:
+        row = real(*arguments)
+        if arguments[3] == epoch:
+            raise KeyboardInterrupt
+        return row
+
+    with mock.patch.object(loop, "train_epoch", interrupted), pytest.raises(KeyboardInterrupt):
+        tiny_run(outputs, *overrides)
 
 
 @contextmanager
 def no_figures() -> Iterator[None]:
-    """Runs in this process end with empty files in place of their figures, half a second earlier."""
-
-    def empty(path: Path, *_: object) -> None:
-        path.write_bytes(b"")
-
-    with (
-        mock.patch("segexp.running.finalize.draw_samples", empty),
-        mock.patch("segexp.running.finalize.draw_diagnostics", empty),
-    ):
+    """Commands in this process draw no figures, and are half a second quicker."""
+    with mock.patch("segexp.evaluation.pictures.draw_figures"):
         yield
 
 

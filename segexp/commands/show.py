@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ CURVES = (
 EPILOG = """\
 Shows the state of the run, its settings that differ from the defaults of `segexp train`, its learning curves (each
 scaled from its lowest to its highest value), scores, warnings, and suggested next commands. Works in any state, also
-during training.
+during training. Draws samples.png and diagnostics.png of a run that is done, where they are missing.
 """
 
 
@@ -112,10 +113,13 @@ def lines_of(run: Run, run_dir: Path, width: int, encoding: str) -> list[str]:
     lines += _scores(tables, width)
     lines += _details(tables, width)
     if run.state == "done":
-        try:
-            check_complete(run.path, record)
-        except UsageError as error:
-            tables.problems.append(str(error))
+        from segexp.evaluation.pictures import draw_figures
+
+        for check in (partial(check_complete, run.path, record), partial(draw_figures, run.path)):
+            try:
+                check()
+            except (UsageError, OSError) as error:
+                tables.problems.append(str(error))
     for warning in record.get("warnings", []):
         lines += _wrapped("warning:", str(warning), width, indent=2)
     for problem in dict.fromkeys(tables.problems):

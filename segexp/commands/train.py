@@ -96,6 +96,10 @@ def command(words: Sequence[str]) -> int:
     if options.dry_run:
         return _dry_run(config)
     outcome = _run(config)
+    if outcome.status == "done" and not outcome.skipped and config.trainer.figures:
+        from segexp.evaluation.pictures import draw_figures
+
+        draw_figures(outcome.run_dir)
     _report(outcome, config)
     return DONE if outcome.status == "done" else FAILED
 

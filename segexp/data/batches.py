@@ -10,7 +10,7 @@ scoring pads the whole image to the next multiple of the stride and removes the 
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -209,7 +209,6 @@ def training_batches(
     pin_memory: read into pinned memory, for a copy that does not wait.
     kept: the maps of earlier epochs by image, to use and to add to, where the masks are always the same.
     """
-
     ahead = ahead and not workers  # a process must not touch the GPU: the loader's own thread pins
 
     def as_input(images_NCHW: torch.Tensor) -> torch.Tensor:
@@ -222,12 +221,7 @@ def training_batches(
         else:
             image_ids = [image_set.image_ids[i] for i in indices]
             images_NCHW, masks_NHW = augment(images_NCHW, masks_NHW, epoch, image_ids, as_input)
-        each = [
-            (kept or {}).get(i) or {name: map_NFHW[0] for name, map_NFHW in maps_of(masks_NHW[n : n + 1]).items()}
-            for n, i in enumerate(indices)
-        ]
-        maps = {name: torch.stack([of_image[name] for of_image in each]) for name in each[0]}
-        return images_NCHW, masks_NHW.long(), maps
+        return images_NCHW, masks_NHW.long(), _maps_of_batch(maps_of, masks_NHW, indices, kept or {})
 
     def load(indices: Sequence[int]) -> Any:
         stored = _stored_batch(read, fit, indices, lambda i: generator(seed, "window", epoch, image_set.image_ids[i]))
@@ -243,11 +237,24 @@ def training_batches(
     for indices, found in zip(batches, loaded, strict=True):
         batch = found if device.type == "cpu" else prepared(indices, found)
         if kept is not None:  # Here, because a worker process ends with the epoch.
-            room = MAPS_MEMORY // sum(map_NFHW[0].nbytes for map_NFHW in batch[2].values())
-            for n, index in enumerate(indices):
-                if index not in kept and len(kept) < room:
-                    kept[index] = {name: map_NFHW[n].clone() for name, map_NFHW in batch[2].items()}
+            _keep_maps(kept, indices, batch[2])
         yield batch
+
+
+def _maps_of_batch(maps_of: MapsOf, masks_NHW: torch.Tensor, indices: Sequence[int], kept: Mapping[int, Maps]) -> Maps:
+    each = [
+        kept.get(i) or {name: map_NFHW[0] for name, map_NFHW in maps_of(masks_NHW[n : n + 1]).items()}
+        for n, i in enumerate(indices)
+    ]
+    return {name: torch.stack([of_image[name] for of_image in each]) for name in each[0]}
+
+
+def _keep_maps(kept: dict[int, Maps], indices: Sequence[int], maps: Maps) -> None:
+    """Add the maps of these images, as long as `MAPS_MEMORY` holds them."""
+    room = MAPS_MEMORY // sum(map_NFHW[0].nbytes for map_NFHW in maps.values())
+    for n, index in enumerate(indices):
+        if index not in kept and len(kept) < room:
+            kept[index] = {name: map_NFHW[n].clone() for name, map_NFHW in maps.items()}
 
 
 def _ahead(load: Callable[[Sequence[int]], Any], batches: Sequence[Sequence[int]]) -> Iterator[Any]:

@@ -76,19 +76,23 @@ def make_split(
         split = dict(zip(SPLITS, cut(everything, fractions), strict=True))
     else:
         split = _declared_parts(image_set, declared)
-        shared = shared_groups(image_set, split)
-        if shared and not allow_shared_groups:
-            cure = "correct the split files, use split.source=fractions, or set split.allow_shared_groups=true"
-            raise UsageError(f"{shared[0]}; {cure}")
-        if stratify and split["val"]:
-            raise UsageError(
-                f"split.stratify=true has no effect: the split files of {image_set.location} name every part; use "
-                "split.source=fractions, or split.stratify=false"
-            )
+        _check_declared(image_set, split, allow_shared_groups, stratify)
         if not split["val"]:
             split["train"], split["val"] = cut(split["train"], [train_share, 1 - train_share])
     _refuse_empty(image_set, split)
     return split
+
+
+def _check_declared(image_set: ImageSet, split: Split, allow_shared_groups: bool, stratify: bool) -> None:
+    shared = shared_groups(image_set, split)
+    if shared and not allow_shared_groups:
+        cure = "correct the split files, use split.source=fractions, or set split.allow_shared_groups=true"
+        raise UsageError(f"{shared[0]}; {cure}")
+    if stratify and split["val"]:
+        raise UsageError(
+            f"split.stratify=true has no effect: the split files of {image_set.location} name every part; use "
+            "split.source=fractions, or split.stratify=false"
+        )
 
 
 def _refuse_empty(image_set: ImageSet, split: Split) -> None:

@@ -1,30 +1,43 @@
 """Pictures of a finished run: samples.png, diagnostics.png, and probability maps of a fixed set of test images.
 
-Runs without figures do not import matplotlib.
+A run keeps what its two figures show; `draw_figures` draws them afterwards, without torch or the network.
 """
 
 import hashlib
 import io
+import json
 import math
 import textwrap
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from segexp.activations.head import Prediction
 from segexp.data.codings import innermost, planes_of
+from segexp.errors import UsageError
 from segexp.losses import IGNORE
-from segexp.records import write_atomic
+from segexp.records import COLUMNS, text_rows, write_atomic
 from segexp.records.formatting import BLUE, CLASS_COLOURS, GREY, ORANGE, image_bytes, new_figure, tidy
+from segexp.records.owned import open_file
+
+if TYPE_CHECKING:
+    from segexp.activations.head import Prediction
 
 Rows = Sequence[Mapping[str, Any]]
 
 N_MAPS = 8  # test images whose probability maps are kept
+
+FIGURES = ("samples.png", "diagnostics.png")
+
+DEAD_WARNING = 0.2  # share of dead units at a call site above which a run warns
+
+SIDE = 640
+"""The longer side of an image that samples.png shows, in about 288 pixels, is kept with less than twice so many."""
 
 HATCHES = ("", "//", "--", "||")
 """Stripes of the first 7 classes, the next 7 ...: with the colours, 28 looks that any colour vision tells apart."""
@@ -48,7 +61,7 @@ def worst_median_best(indices_N: Sequence[int], scores_N: np.ndarray) -> list[tu
     return [(" and ".join(given), indices_N[n], float(scores_N[n])) for n, given in titles.items()]
 
 
-def probability_map(prediction: Prediction, n: int = 0) -> np.ndarray:
+def probability_map(prediction: "Prediction", n: int = 0) -> np.ndarray:
     """(F, H, W) in [0, 1]: probability of each foreground class in image n; raw values are clipped."""
     values = prediction.values_NKHW[n, prediction.first if prediction.mode == "softmax" else 0 :]
     return values.clamp(0, 1).float().cpu().numpy()
@@ -58,16 +71,21 @@ def save_maps(folder: Path, image_id: str, maps_FHW: np.ndarray, first: int = 1)
     """8-bit PNG per foreground class, from ``first``: <image>.png, or <image>_class<c>.png where there are several."""
     for f, plane in enumerate(maps_FHW):
         name = f"{image_id}.png" if len(maps_FHW) == 1 else f"{image_id}_class{f + first}.png"
-        _save_png(folder / name, np.round(plane * 255).astype(np.uint8))
+        _save_png(folder / name, as_bytes(plane))
 
 
-def save_example(folder: Path, image_id: str, image_HWC: np.ndarray, truth_HW: np.ndarray) -> None:
-    """Save an image and its reference, to show beside the maps. image_HWC in [0, 1].
+def save_example(folder: Path, image_id: str, image_HW3: np.ndarray, truth_HW: np.ndarray) -> None:
+    """Save an image (uint8) and its reference, to show beside the maps.
 
-    <image>.png: 8-bit RGB, stretched to its range. <image>_reference.png: 8-bit class indices (255 ignored).
+    <image>.png: 8-bit RGB. <image>_reference.png: 8-bit class indices (255 ignored).
     """
-    _save_png(folder / f"{image_id}.png", np.round(grey_or_colour(image_HWC) * 255).astype(np.uint8))
+    _save_png(folder / f"{image_id}.png", image_HW3)
     _save_png(folder / f"{image_id}_reference.png", truth_HW.astype(np.uint8))
+
+
+def as_bytes(plane: np.ndarray) -> np.ndarray:
+    """Values in [0, 1] as 0 to 255."""
+    return np.round(plane * 255).astype(np.uint8)
 
 
 def _save_png(path: Path, plane: np.ndarray) -> None:
@@ -78,22 +96,80 @@ def _save_png(path: Path, plane: np.ndarray) -> None:
 
 @dataclass(frozen=True)
 class Example:
-    """One row of samples.png. image_HWC in [0, 1]; truth_HW and predicted_HW class indices (255 ignored).
+    """One row of samples.png: uint8 arrays, but for truth_HW.
 
-    overlapping: truth_HW holds sets of classes, as `segexp.data.image_set.Pair` has them.
+    image_HW3: as it is shown; truth_HW and predicted_HW: class indices (255 ignored); probability_HW: of the most
+    probable class, times 255. overlapping: truth_HW holds sets of classes, as `segexp.data.image_set.Pair` has them.
     """
 
     title: str
-    image_HWC: np.ndarray
+    image_HW3: np.ndarray
     truth_HW: np.ndarray
     predicted_HW: np.ndarray
-    maps_FHW: np.ndarray
+    probability_HW: np.ndarray
     overlapping: bool = False
 
     @property
     def reference_HW(self) -> np.ndarray:
         """Class indices of the reference, where classes overlap the highest."""
         return innermost(self.truth_HW) if self.overlapping else self.truth_HW
+
+
+PLANES = ("image_HW3", "truth_HW", "predicted_HW", "probability_HW")
+
+
+def save_samples(path: Path, examples: Sequence[Example], **look: Any) -> None:
+    """Keep what `draw_samples` needs, as arrays and JSON in an .npz file. look: its other arguments."""
+    arrays, buffer = dict[str, Any](), io.BytesIO()
+    for n, example in enumerate(examples):
+        step = max(max(example.truth_HW.shape) // SIDE, 1)
+        arrays |= {f"{n}.{name}": getattr(example, name)[::step, ::step] for name in PLANES}
+    look |= {"rows": [[example.title, example.overlapping] for example in examples]}
+    np.savez_compressed(buffer, look=np.frombuffer(json.dumps(look).encode(), np.uint8), **arrays)
+    write_atomic(path, buffer.getvalue())
+
+
+def _kept_samples(path: Path) -> tuple[list[Example], dict[str, Any]]:
+    """What `save_samples` has kept. Raises UsageError for a damaged file."""
+    try:
+        with open_file(path, path.parents[1]) as file, zipfile.ZipFile(file) as packed:
+            if sum(part.file_size for part in packed.infolist()) > 400 * SIDE**2:  # no run writes as much
+                raise ValueError("too large")
+            file.seek(0)
+            arrays = np.load(file, allow_pickle=False)
+            look = json.loads(arrays["look"].tobytes())
+            found = [
+                Example(str(title), overlapping=bool(over), **{name: arrays[f"{n}.{name}"] for name in PLANES})
+                for n, (title, over) in enumerate(look.pop("rows"))
+            ]
+        for one in found:
+            planes = (one.truth_HW, one.predicted_HW, one.probability_HW)
+            if {(*plane.shape, 3) for plane in planes} != {one.image_HW3.shape}:
+                raise ValueError("shapes differ")
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path} is damaged: {error}") from error
+    return found, look
+
+
+def draw_figures(run_dir: Path) -> None:
+    """Draw samples.png and diagnostics.png of a run that is done, if they are missing, from what it has kept.
+
+    Raises UsageError where that is damaged, and OSError where nothing can be written. Runs of earlier versions kept
+    nothing for samples.png.
+    """
+    samples, diagnostics = (run_dir / name for name in FIGURES)
+    kept = run_dir / "examples" / "samples.npz"
+    if not samples.exists() and kept.exists():
+        examples, look = _kept_samples(kept)
+        draw_samples(samples, examples, **look)
+    if not diagnostics.exists() and (run_dir / "diagnostics.csv").exists():
+        kinds = COLUMNS["diagnostics"]
+        rows = text_rows(run_dir / "diagnostics.csv", "diagnostics")
+        try:
+            typed = [{k: v if kinds[k] is str else kinds[k](v or "nan") for k, v in row.items()} for row in rows]
+        except ValueError as error:
+            raise UsageError(f"{run_dir / 'diagnostics.csv'} is damaged: {error}") from error
+        draw_diagnostics(diagnostics, typed)
 
 
 def draw_samples(
@@ -123,7 +199,7 @@ def draw_samples(
     figure = new_figure(11.2, height * len(examples) + 0.65 + 0.25 * -(-len(handles) // ncols), dpi=120)
     axes = figure.subplots(len(examples), 4, squeeze=False)
     for row, example in zip(axes, examples, strict=True):
-        image = grey_or_colour(example.image_HWC)
+        image = example.image_HW3 / 255
         overlays = (overlaid(image, plane, colors) for plane in (example.reference_HW, example.predicted_HW))
         for axis, picture in zip(row, (image, *overlays), strict=False):
             axis.imshow(picture, vmin=0, vmax=1, interpolation="nearest")
@@ -131,7 +207,7 @@ def draw_samples(
         _outline(row[2], planes, colors if n_classes > 1 else ("white",))
         if example.overlapping:
             _outline(row[1], planes, colors)
-        shown = row[3].imshow(example.maps_FHW.max(axis=0), vmin=0, vmax=1, cmap="magma", interpolation="nearest")
+        shown = row[3].imshow(example.probability_HW / 255, vmin=0, vmax=1, cmap="magma", interpolation="nearest")
         row[0].set_ylabel(_wrapped(example.title, round(10 * height)), fontsize=10, parse_math=False)
     label = "probability" if n_classes == 1 else f"largest probability of the classes 1 to {n_classes}"
     figure.colorbar(shown, ax=axes[:, 3].tolist(), label=label, shrink=0.85, pad=0.02)
@@ -275,10 +351,10 @@ STAGES = {"first": (GREY, "s", 4), "last": (ORANGE, "^", 4), "val": (BLUE, "o", 
 """Colour, marker and marker size of the stages of a run in diagnostics.png."""
 
 
-def draw_diagnostics(path: Path, rows: Rows, dead_warning: float) -> None:
+def draw_diagnostics(path: Path, rows: Rows) -> None:
     """Draw dead and saturated shares and gradient norms over depth: first and last training epoch, and validation.
 
-    rows: those of diagnostics.csv. dead_warning: share of dead units above which a run warns.
+    rows: those of diagnostics.csv.
     """
     stages = _stages(rows)
     # Fixed margins: an automatic layout takes longer than drawing.
@@ -301,8 +377,8 @@ def draw_diagnostics(path: Path, rows: Rows, dead_warning: float) -> None:
             axis.axvspan(min(decoder) - 0.5, max(decoder) + 0.5, color="0.96", zorder=0)
     for axis in axes[:2]:
         axis.set_ylim(-0.03, 1.03)
-    axes[0].axhline(dead_warning, color="0.5", linewidth=0.8, linestyle="--")
-    axes[0].text(1, dead_warning + 0.02, "warning above", color="0.35", fontsize=8)
+    axes[0].axhline(DEAD_WARNING, color="0.5", linewidth=0.8, linestyle="--")
+    axes[0].text(1, DEAD_WARNING + 0.02, "warning above", color="0.35", fontsize=8)
     axes[0].legend(fontsize=8, loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.25), frameon=False)
     if any(row["grad_norm"] > 0 for row in rows if not math.isnan(row["grad_norm"])):
         axes[2].set_yscale("log")

@@ -124,6 +124,8 @@ def _recorded(
     earlier = read_run(run_dir) if (run_dir / "run.json").exists() else {}
     record = _first_record(spec, initial.built, initial.device, warnings)
     record |= {"attempts": (earlier.get("attempts") or 0) + 1, "seconds": earlier.get("seconds") or 0.0}
+    first = (earlier.get("earlier_attempts") or [earlier])[0]  # of earlier versions, which recorded no "begun"
+    record["begun"] = earlier.get("begun") or first.get("started") or record["started"]
     if (run_dir / "checkpoints" / "last.pt").exists():
         _add_earlier_attempt(record, earlier)
     _write_beginning(spec, initial, record)

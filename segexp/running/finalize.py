@@ -16,14 +16,17 @@ from segexp.data.normalise import shown
 from segexp.data.split import count_groups
 from segexp.errors import DataChangedError
 from segexp.evaluation.pictures import (
+    FIGURES,
     Example,
-    draw_diagnostics,
-    draw_samples,
+    as_bytes,
+    draw_figures,
     fixed_choice,
+    grey_or_colour,
     image_title,
     probability_map,
     save_example,
     save_maps,
+    save_samples,
     worst_median_best,
 )
 from segexp.evaluation.predict import Scored, make_forward
@@ -35,7 +38,7 @@ from segexp.records.scores import LEARNED, class_color, class_label
 from segexp.running import RunSpec
 from segexp.running.build import Scorer, conventions_of, units_of
 from segexp.training.checkpoint import load_selected
-from segexp.training.diagnostics import DEAD_WARNING, summarised, validation_rows, warnings_of
+from segexp.training.diagnostics import summarised, validation_rows, warnings_of
 from segexp.training.loop import Task, TrainingState
 
 log = logging.getLogger("segexp")
@@ -77,16 +80,14 @@ def finalize(
     }
     _write_scores(spec, summary, rows, record)
     last = final_diagnostics(scorer, task, epoch)
-    looks = [*state.diagnostics, *last]
-    write_table(spec.run_dir / "diagnostics.csv", "diagnostics", looks, record)
+    write_table(spec.run_dir / "diagnostics.csv", "diagnostics", [*state.diagnostics, *last], record)
     record["diagnostics"] = summarised(last)
     for warning in warnings_of(last):
         record["warnings"].append(warning)
         log.warning("%s", warning)
-    _keep_pictures(scorer)
-    if spec.config.trainer.figures:
-        draw_diagnostics(spec.run_dir / "diagnostics.png", looks, DEAD_WARNING)
-        _draw_samples(scorer, scores["test"], summary)
+    _keep_pictures(scorer, scores["test"], summary)
+    if spec.config.tracking and spec.config.trainer.figures:
+        draw_figures(spec.run_dir)
     return summary
 
 
@@ -181,54 +182,64 @@ def final_diagnostics(scorer: Scorer, task: Task, epoch: int) -> list[dict[str, 
     )
 
 
-def _keep_pictures(scorer: Scorer) -> None:
+def _keep_pictures(scorer: Scorer, test: SplitScores, summary: dict[str, Any]) -> None:
     """Eight fixed test images, or a slice of eight volumes where these are scored: their probability maps, and the
-    images and references to show beside them."""
+    images and references to show beside them. What samples.png shows: the worst, median and best test image."""
     spec = scorer.spec
     maps, originals = spec.run_dir / "predictions", spec.run_dir / "examples"
-    for folder in (maps, originals):
+    for folder in (maps, originals, *(spec.run_dir / name for name in FIGURES)):
         discard(folder)
     image_ids, kept = spec.image_set.image_ids, spec.split["test"]
     if spec.config.metrics.unit == "case":
         units, n_gt_N = units_of(spec.config, spec.image_set), spec.facts.class_pixels_NC[:, 1:].sum(axis=1)
         largest = {units.unit(i): i for i in sorted(kept, key=lambda i: n_gt_N[i])}
         kept = list(largest.values())
-    for scored in scorer.predictions(fixed_choice(image_ids, kept)):
-        for n, index in enumerate(scored.indices):
-            save_maps(maps, image_ids[index], probability_map(scored.prediction, n), scored.prediction.first)
-            save_example(originals, image_ids[index], _picture(scorer, index), _reference(scored, n))
-
-
-def _draw_samples(scorer: Scorer, test: SplitScores, summary: dict[str, Any]) -> None:
-    """samples.png with the worst, median and best test image."""
-    spec = scorer.spec
-    config, image_ids = spec.config, spec.image_set.image_ids
-    examples, of = [], " volume" if summary["n_test_cases"] else ""
+    fixed = set(fixed_choice(image_ids, kept))
+    of, titles = " volume" if summary["n_test_cases"] else "", dict[int, str]()
     for title, index, dice in worst_median_best(test.indices_N, test.unit_scores_N):
-        (scored,) = scorer.predictions([index])
-        first = scored.prediction.first
-        foreground_FHW = scored.prediction.foreground_NFHW()[0].cpu().numpy()
-        predicted = np.zeros(foreground_FHW.shape[1:], dtype=np.uint8)
-        for class_index, plane in enumerate(foreground_FHW, start=first):
-            predicted[plane] = class_index
-        truth = scored.target_NHW[0].cpu().numpy()
-        label = f"{title}{of}: Dice {dice:.2f}\n{image_ids[index]}"
-        maps = probability_map(scored.prediction)[1 - first :]  # class 0 has no colour
-        overlapping = scored.prediction.overlapping
-        examples.append(Example(label, _picture(scorer, index), truth, predicted, maps, overlapping))
+        titles[index] = f"{title}{of}: Dice {dice:.2f}\n{image_ids[index]}"
+    examples = dict[int, Example]()
+    for scored in scorer.predictions(sorted(fixed | titles.keys())):
+        for n, index in enumerate(scored.indices):
+            image_HW3 = as_bytes(grey_or_colour(_picture(scorer, index)))
+            if index in fixed:
+                save_maps(maps, image_ids[index], probability_map(scored.prediction, n), scored.prediction.first)
+                save_example(originals, image_ids[index], image_HW3, _reference(scored, n))
+            if index in titles:
+                examples[index] = _example(titles[index], image_HW3, scored, n)
     if examples:
-        cases = summary["n_test_cases"]
-        on = pluralize(cases, "volume") if cases else f"{len(spec.split['test'])} images"
-        heading = (
-            f"{config.dataset.name}: {config.activation.name} + {config.loss.name}, "
-            f"test Dice {summary['dice']:.3f} ({on}, seed {config.seed})"
-        )
-        flat, classes = flatten(config), range(1, config.dataset.num_classes)
-        named = len(classes) > 1 or config.dataset.class_names
-        names = [class_label(flat, c) for c in classes] if named else ["foreground"]
-        colors = [class_color(flat, c) for c in classes]
-        title = image_title(spec.image_set.channels, config.dataset.channel_names)
-        draw_samples(spec.run_dir / "samples.png", examples, heading, names, colors, title)
+        look = _look_of_samples(spec, summary)
+        save_samples(originals / "samples.npz", [examples[index] for index in titles], **look)
+
+
+def _example(title: str, image_HW3: np.ndarray, scored: Scored, n: int) -> Example:
+    first, overlapping = scored.prediction.first, scored.prediction.overlapping
+    foreground_FHW = scored.prediction.foreground_NFHW()[n].cpu().numpy()
+    predicted_HW = np.zeros(foreground_FHW.shape[1:], dtype=np.uint8)
+    for class_index, plane in enumerate(foreground_FHW, start=first):
+        predicted_HW[plane] = class_index
+    truth_HW = scored.target_NHW[n].cpu().numpy()
+    likely_HW = probability_map(scored.prediction, n)[1 - first :].max(axis=0)  # class 0 has no colour
+    truth_HW = truth_HW if overlapping else truth_HW.astype(np.uint8)
+    return Example(title, image_HW3, truth_HW, predicted_HW, as_bytes(likely_HW), overlapping)
+
+
+def _look_of_samples(spec: RunSpec, summary: dict[str, Any]) -> dict[str, Any]:
+    """The words and colours of samples.png."""
+    config, cases = spec.config, summary["n_test_cases"]
+    on = pluralize(cases, "volume") if cases else f"{len(spec.split['test'])} images"
+    heading = (
+        f"{config.dataset.name}: {config.activation.name} + {config.loss.name}, "
+        f"test Dice {summary['dice']:.3f} ({on}, seed {config.seed})"
+    )
+    flat, classes = flatten(config), range(1, config.dataset.num_classes)
+    named = len(classes) > 1 or config.dataset.class_names
+    return {
+        "heading": heading,
+        "names": [class_label(flat, c) for c in classes] if named else ["foreground"],
+        "colors": [class_color(flat, c) for c in classes],
+        "image_title": image_title(spec.image_set.channels, config.dataset.channel_names),
+    }
 
 
 def _reference(scored: Scored, n: int) -> np.ndarray:

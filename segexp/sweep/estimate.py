@@ -30,9 +30,9 @@ from segexp.sweep.plan import Job
 from segexp.sweep.pool import PRELOADED
 from segexp.training.loop import as_checkpoint, begin, train_epoch
 
-FIGURES_S = 1.2  # seconds for the figures of a run
+PICTURES_S = 0.3  # seconds for the pictures and tables of a run
 SAVED_PER_S = 5e8  # bytes per second with which checkpoints are written
-TABLES_BYTES = 500_000  # tables, figures and probability maps of a run, small beside its checkpoints
+TABLES_BYTES = 100_000  # tables, pictures and probability maps of a run, small beside its checkpoints
 IMAGES = 8  # images of val and of test that a probe scores
 
 PROBES_S = 60.0
@@ -226,7 +226,7 @@ def cost_of(spec: RunSpec, made: CostProbe, reads: bool = True) -> tuple[float, 
     n_steps = len(batches_of(spec.split["train"], spec.config.trainer.batch_size))
     start_s = made.start_s + reads * (n_train + n_val + n_test) * made.read_s
     epoch_s = n_steps * made.step_s + n_val * made.validate_s + made.checkpoint_bytes / SAVED_PER_S
-    end_s = (2 * n_val + n_test) * made.final_s + FIGURES_S
+    end_s = (2 * n_val + n_test) * made.final_s + PICTURES_S
     n_bytes = made.checkpoint_bytes if spec.config.trainer.keep_last else 4 * made.parameters
     return start_s + spec.config.trainer.epochs * epoch_s + end_s, n_bytes + TABLES_BYTES
 

@@ -42,8 +42,6 @@ PRELOADED = (
     "torch._dynamo",  # by the first optimizer; it takes a second
     "segmentation_models_pytorch",
     "scipy.ndimage",
-    "matplotlib.figure",
-    "matplotlib.backends.backend_agg",
 )
 """What the server imports once for all processes. Imports only: an operation of torch there would start threads, which
 a forked process does not have."""

@@ -139,9 +139,9 @@ def main() -> None:
 def follow(run_dir: Path, tool: Callable[[Run, Mapping[str, str]], Tool], until_end: threading.Thread) -> None:
     """Send every epoch that the tool does not hold, and the end once the thread ``until_end`` has ended."""
     run = run_at(run_dir)
-    begun = (run.record.get("earlier_attempts") or [run.record])[0]["started"]  # the same in all attempts
     arm = [run.config[f"{group}.name"] for group in ("hidden_activation", "activation", "loss")]
-    tags = {"id": f"{run.run_id}-{re.sub('[^0-9]', '', begun)[:14]}", "run_id": run.run_id, "identity": run.identity}
+    begun = re.sub("[^0-9]", "", run.record["begun"])[:14]  # the same in all attempts
+    tags = {"id": f"{run.run_id}-{begun}", "run_id": run.run_id, "identity": run.identity}
     tags |= {"study": run.study, "arm": "-".join([*arm, run.record["config_id"]]), "seed": str(run.config["seed"])}
     (sent, send), ended = tool(run, tags), False
     while not ended:

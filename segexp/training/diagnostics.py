@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from segexp.activations.head import learned_options
+from segexp.evaluation.pictures import DEAD_WARNING
 from segexp.models.trace import Application, site_names
 from segexp.records.process import heed_interrupts
 
@@ -19,7 +20,6 @@ EVERY = 50
 
 SAMPLE = 8192  # about as many inputs of a call site are sampled for the saturated share
 SATURATED = 0.01  # an input is saturated where |f'| is below this share of max |f'|
-DEAD_WARNING = 0.2  # share of dead units at a call site above which a run warns
 RATIO_WARNING = (1e-3, 1e3)  # range of the gradient ratio (see `summarised`) outside which a run warns
 
 LISTED = 10  # values of a learned parameter that are listed; of more (one per channel) mean and spread are given

@@ -10,6 +10,8 @@ from segexp.evaluation import pictures
 from segexp.evaluation.pictures import HATCHES, Example, class_look, draw_samples, overlaid, worst_median_best
 from segexp.records.formatting import CLASS_COLOURS
 
+BLACK = np.zeros((64, 64, 3), np.uint8)
+
 
 def test_the_legend_names_the_classes_that_occur_inside_the_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -23,9 +25,7 @@ def test_the_legend_names_the_classes_that_occur_inside_the_figure(
     monkeypatch.setattr(pictures, "image_bytes", image_bytes)
     names = [f"class with quite a long name, number {n}" for n in range(1, 31)]
     truth = np.arange(1, 17, dtype=np.uint8).reshape(4, 4).repeat(4, 0).repeat(4, 1)
-    example = Example(
-        "worst: Dice 0.1\nname", np.zeros((16, 16, 1)), truth, np.zeros_like(truth), np.zeros((30, 16, 16))
-    )
+    example = Example("worst: Dice 0.1\nname", BLACK[:16, :16], truth, np.zeros_like(truth), np.zeros_like(truth))
     draw_samples(tmp_path / "samples.png", [example], "heading", names)
     (figure,) = figures
     figure.canvas.draw()
@@ -49,7 +49,7 @@ def test_rows_are_as_high_as_their_images(
 
     monkeypatch.setattr(pictures, "image_bytes", image_bytes)
     truth = np.zeros(shape, np.uint8)
-    example = Example("worst: Dice 0.1\nname", np.zeros((*shape, 1)), truth, truth, np.zeros((1, *shape)))
+    example = Example("worst: Dice 0.1\nname", BLACK[: shape[0], : shape[1]], truth, truth, truth)
     draw_samples(tmp_path / "samples.png", [example] * 3, "heading", ["lesion"])
     assert figures[0].get_figheight() == pytest.approx(3 * height + 0.9, abs=0.1)
 
@@ -62,7 +62,7 @@ def test_an_outer_class_has_its_outline_around_an_inner_one(tmp_path: Path, monk
     sets = np.zeros((20, 20), np.uint8)
     sets[2:18, 2:18] = 1
     sets[5:10, 5:10] = 3
-    example = Example("best", np.zeros((20, 20, 1)), sets, np.zeros_like(sets), np.zeros((2, 20, 20)), True)
+    example = Example("best", BLACK[:20, :20], sets, np.zeros_like(sets), np.zeros_like(sets), True)
     draw_samples(tmp_path / "samples.png", [example], "heading", ["whole", "core"], ("#ff0000", "#00ff00"))
     assert drawn == [(256, "#ff0000"), (25, "#00ff00")] * 2
 

@@ -5,17 +5,15 @@ import logging
 import random
 import shutil
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
 from messages import mentions
-from tiny import TINY, no_figures, tables, tiny_run
+from tiny import TINY, interrupted_run, no_figures, tables, tiny_run
 
 import segexp
 from segexp import cli
 from segexp.errors import UsageError
-from segexp.training import loop
 from segexp.training.checkpoint import load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
@@ -23,23 +21,10 @@ CPU = torch.device("cpu")
 RUN = ("trainer.epochs=3", "trainer.keep_last=true")
 
 
-def run_until_epoch_3(outputs: Path) -> None:
-    """The run, interrupted when its third epoch begins."""
-    real = loop.train_epoch
-
-    def epoch_of(config, task, state, epoch, bar):
-        if epoch == 3:
-            raise KeyboardInterrupt
-        return real(config, task, state, epoch, bar)
-
-    with mock.patch.object(loop, "train_epoch", epoch_of), pytest.raises(KeyboardInterrupt):
-        tiny_run(outputs, *RUN)
-
-
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outputs = tmp_path_factory.mktemp("stopped")
-    run_until_epoch_3(outputs)
+    interrupted_run(outputs, 3, *RUN)
     (run_dir,) = (outputs / "default").glob("lesions-*")
     return run_dir
 
@@ -163,7 +148,7 @@ def test_the_best_epoch_is_taken_from_last_pt_where_it_is_the_last(copied: Path,
         flip(best, 80_000)
     else:
         change(best, epoch=1)
-    run_until_epoch_3(copied.parent.parent)
+    interrupted_run(copied.parent.parent, 3, *RUN)
     assert best.read_bytes() == whole
 
 

@@ -12,6 +12,7 @@ from tiny import TINY, tiny_config, tiny_run, write_pairs
 
 from segexp import cli
 from segexp.errors import REFUSED
+from segexp.evaluation.pictures import draw_figures
 from segexp.records import read_run, read_table, write_json
 from segexp.records.tables import load
 from segexp.running import build, scored_classes
@@ -31,12 +32,14 @@ def of_folder(root: Path, *words: str, seed: int = 0) -> list[str]:
 
 def test_every_class_is_scored_where_none_is_background(tmp_path: Path) -> None:
     words = ("dataset.num_classes=3", "dataset.background=none", "loss=ce", "trainer.epochs=1")
-    run_dir = tiny_run(tmp_path, *words, figures=True).run_dir
+    run_dir = tiny_run(tmp_path, *words).run_dir
     images = read_table(run_dir / "images.csv", "images")
     assert sorted(set(images["class_id"])) == [0, 1, 2]
     assert (images.groupby(["split", "image_id"])["n_gt"].sum() == 32 * 32).all()
     assert "every class is scored" in read_run(run_dir)["notes"][0]
     assert any((run_dir / "predictions").glob("*_class0.png"))
+    draw_figures(run_dir)
+    assert (run_dir / "samples.png").stat().st_size > 10_000
     (loaded,) = load([run_dir]).runs
     assert loaded.state == "done"
     assert "class 0 is background" in scored_classes(tiny_config(tmp_path, words[0], words[2]))

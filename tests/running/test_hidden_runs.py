@@ -7,14 +7,13 @@ from typing import Any
 import pytest
 import torch
 from messages import mentions
-from tiny import TINY, tables, tiny_config, tiny_run
+from tiny import TINY, interrupted_run, tables, tiny_config, tiny_run
 
 import segexp
 from segexp.cli import main
 from segexp.errors import UsageError
 from segexp.records import flatten, read_table
 from segexp.running import prepare
-from segexp.training import loop
 
 Captured = pytest.CaptureFixture[str]
 
@@ -84,19 +83,9 @@ def test_replaced_by_its_own_activation_a_network_trains_alike(native: Path, out
     assert [line.split(b",")[1:] for line in looks[0]] == [line.split(b",")[1:] for line in looks[1]]
 
 
-def test_a_continued_run_is_bit_equal(prelu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_continued_run_is_bit_equal(prelu: Path, tmp_path: Path) -> None:
     """Learned parameters, their group in the optimizer, and the looks come back from the checkpoint."""
-    real = loop.train_epoch
-
-    def interrupted(config, task, state, epoch, bar):
-        if epoch == 2:
-            raise KeyboardInterrupt
-        return real(config, task, state, epoch, bar)
-
-    monkeypatch.setattr(loop, "train_epoch", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        tiny_run(tmp_path, *PRELU)
-    monkeypatch.setattr(loop, "train_epoch", real)
+    interrupted_run(tmp_path, 2, *PRELU)
     again = tiny_run(tmp_path, *PRELU)
     assert again.status == "done"
     assert tables(again.run_dir) == tables(prelu)

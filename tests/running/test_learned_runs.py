@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from messages import mentions, one_mentions
-from tiny import tables, tiny_run, tiny_task
+from tiny import interrupted_run, tables, tiny_run, tiny_task
 
 import segexp
 from segexp.activations.head import LearnedOptions, learned_options
@@ -86,18 +86,8 @@ def test_the_report_gives_the_mean_of_what_was_learned(learned: Path, plain: Pat
     assert not [name for name in (*alone.rows[0], *alone.titles) if name.startswith("learned")]
 
 
-def test_a_continued_run_is_bit_equal(learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = loop.train_epoch
-
-    def interrupted(config, task, state, epoch, bar):
-        if epoch == 2:
-            raise KeyboardInterrupt
-        return real(config, task, state, epoch, bar)
-
-    monkeypatch.setattr(loop, "train_epoch", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        tiny_run(tmp_path, *LEARNED)
-    monkeypatch.setattr(loop, "train_epoch", real)
+def test_a_continued_run_is_bit_equal(learned: Path, tmp_path: Path) -> None:
+    interrupted_run(tmp_path, 2, *LEARNED)
     assert tables(tiny_run(tmp_path, *LEARNED).run_dir) == tables(learned)
 
 

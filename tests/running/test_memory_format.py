@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from messages import mentions
-from tiny import tables, tiny_config, tiny_run
+from tiny import interrupted_run, tables, tiny_config, tiny_run
 
 from segexp import cli
 from segexp.config import changed_from_defaults
@@ -22,7 +22,6 @@ from segexp.running.build import built_of
 from segexp.running.hardware import cuda_capability, without_auto
 from segexp.sweep import _overrides
 from segexp.sweep.plan import Job
-from segexp.training import loop
 
 SIZES_12 = np.array([[100, 130]])
 
@@ -145,22 +144,11 @@ def test_a_dry_run_prints_what_auto_is(tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_channels_last_run_is_repeatable(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_channels_last_run_is_repeatable(precision: str, tmp_path: Path) -> None:
     """Continued it is bit-equal; evaluated again it has the same tables; its record has its format; it is exported."""
     words = ("trainer.format=channels_last", f"trainer.precision={precision}", "hidden_activation=gelu")
     whole = tiny_run(tmp_path / "whole", *words)
-    real_epoch = loop.train_epoch
-
-    def interrupted(config, task, state, epoch, bar):
-        row = real_epoch(config, task, state, epoch, bar)
-        if epoch == 2:
-            raise KeyboardInterrupt
-        return row
-
-    monkeypatch.setattr(loop, "train_epoch", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        tiny_run(tmp_path / "parts", *words)
-    monkeypatch.setattr(loop, "train_epoch", real_epoch)
+    interrupted_run(tmp_path / "parts", 2, *words)
     parts = tiny_run(tmp_path / "parts", *words)
     assert parts.status == whole.status == "done"
     assert tables(parts.run_dir) == tables(whole.run_dir)

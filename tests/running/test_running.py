@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 import torch
 from messages import mentions, one_mentions
-from tiny import TINY, tables, tiny_config, tiny_run, tiny_task, wait_until, write_pairs
+from tiny import TINY, interrupted_run, tables, tiny_config, tiny_run, tiny_task, wait_until, write_pairs
 
 import segexp
+from segexp import cli
 from segexp.config.compose import compose, hydra_session
 from segexp.data.batches import batches_of, epoch_order
 from segexp.errors import TakenOverError, UsageError
+from segexp.evaluation import pictures
 from segexp.records import COLUMNS, NUMERICS, owned, read_table
 from segexp.records.owned import host
 from segexp.records.process import ownership, read_environment, signal_handlers
@@ -33,16 +35,15 @@ from segexp.training import loop
 
 EXPECTED_FILES = {
     "diagnostics.csv",
-    "diagnostics.png",
     "run.json", "config.yaml", "environment.txt", "summary.csv",
     "split.csv", "epochs.csv", "images.csv", "objects.csv", "bins.csv", "thresholds.csv", "timings.csv",
-    "samples.png", "log.txt", "checkpoints", "predictions", "examples",
+    "log.txt", "checkpoints", "predictions", "examples",
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    outcome = tiny_run(tmp_path_factory.mktemp("outputs"), "activation=arctan", "loss=dice", figures=True)
+    outcome = tiny_run(tmp_path_factory.mktemp("outputs"), "activation=arctan", "loss=dice")
     assert outcome.status == "done"
     return outcome.run_dir
 
@@ -193,26 +194,15 @@ def test_a_run_of_other_numerics_can_be_restarted(
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", pytest.param("plateau", marks=pytest.mark.slow)])
-def test_a_continued_run_is_bit_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler: str) -> None:
+def test_a_continued_run_is_bit_equal(tmp_path: Path, scheduler: str) -> None:
     """Interrupted inside epoch 3, continued, against one that was never interrupted."""
     overrides = ("trainer.epochs=4", f"scheduler={scheduler}", "augment=medium", "trainer.keep_last=true")
     whole = tiny_run(tmp_path / "whole", *overrides).run_dir
-    real_epoch = loop.train_epoch
-
-    def interrupted(config, task, state, epoch, bar):
-        row = real_epoch(config, task, state, epoch, bar)
-        if epoch == 3:
-            raise KeyboardInterrupt
-        return row
-
-    monkeypatch.setattr(loop, "train_epoch", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        tiny_run(tmp_path / "parts", *overrides)
+    interrupted_run(tmp_path / "parts", 3, *overrides)
     (run_dir,) = (tmp_path / "parts" / "default").glob("lesions-*")
     assert json.loads((run_dir / "run.json").read_text())["status"] == "interrupted"
     assert len(read_table(run_dir / "epochs.csv", "epochs")) == 4
     assert not (run_dir / "lock").exists()
-    monkeypatch.setattr(loop, "train_epoch", real_epoch)
     outcome = tiny_run(tmp_path / "parts", *overrides)
     assert outcome.status == "done"
     assert tables(run_dir) == tables(whole)
@@ -316,10 +306,10 @@ def _command(*words: str) -> list[str]:
     return [sys.executable, "-m", "segexp", *words]
 
 
-@pytest.mark.parametrize("where", ["train_step", "draw_samples", pytest.param("epoch_scores", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("where", ["train_step", "_keep_pictures", pytest.param("epoch_scores", marks=SLOW)])
 def test_a_signal_inside_a_callback_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     """SIGTERM in the callback of a weakref: an exception there is lost."""
-    module = {"train_step": loop, "epoch_scores": build, "draw_samples": finalize}[where]
+    module = {"train_step": loop, "epoch_scores": build, "_keep_pictures": finalize}[where]
     real, calls = getattr(module, where), []
 
     def signalled(*arguments):
@@ -400,17 +390,16 @@ def test_a_stopped_process_that_continues_after_a_takeover(tmp_path: Path) -> No
     assert {path: path.read_bytes() for path in lock.parent.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_without_figures_or_with_predictions_made_anew_has_the_same_tables(
+def test_a_run_with_predictions_made_anew_has_the_same_tables(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither what is drawn nor what is kept in memory changes a score, and the run is the same run."""
+    """What is kept in memory changes no score, and the run is the same run."""
     monkeypatch.setattr(build, "KEPT_BYTES", 0)
-    run_dir = tiny_run(tmp_path, *AS_FINISHED, "trainer.figures=false", figures=True).run_dir
+    run_dir = tiny_run(tmp_path, *AS_FINISHED).run_dir
     assert run_dir.name == finished.name
-    assert {p.name for p in run_dir.iterdir()} == EXPECTED_FILES - {"samples.png", "diagnostics.png"}
     assert tables(run_dir) == tables(finished)
     for folder in ("predictions", "examples"):
-        for path in (run_dir / folder).iterdir():
+        for path in (run_dir / folder).glob("*.png"):
             assert path.read_bytes() == (finished / folder / path.name).read_bytes()
 
 
@@ -584,3 +573,36 @@ def test_a_prior_needs_every_class_in_training(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"activation\.prior_bias=auto: class \d .*number.*none"):
         tiny_run(tmp_path, "activation.prior_bias=auto", "dataset.num_classes=5", "dataset.foreground_fraction=0.01",
                  "dataset.number=16", "dataset.empty_share=0.8")  # fmt: skip
+
+
+def test_figures_are_drawn_from_what_a_run_has_kept(
+    copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `show`, once; no file changes."""
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    assert cli.main(["show", str(copied)]) == 0
+    assert "samples.png" in capsys.readouterr().out
+    drawn = {path.name: path.read_bytes() for path in copied.glob("*.png")}
+    assert sorted(drawn) == ["diagnostics.png", "samples.png"]
+    assert {path: path.read_bytes() for path in before} == before
+    for name in ("draw_samples", "draw_diagnostics"):
+        monkeypatch.setattr(f"segexp.evaluation.pictures.{name}", None)
+    assert cli.main(["show", str(copied)]) == 0
+    assert "problem" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", "large", "flat"])
+def test_damaged_samples_are_named(
+    content: bytes | str, copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = copied / "examples" / "samples.npz"
+    if content == "large":
+        monkeypatch.setattr(pictures, "SIDE", 1)
+    elif isinstance(content, str):
+        with np.load(path) as arrays:
+            np.savez_compressed(path, **{**arrays, "0.truth_HW": np.zeros(3)})
+    else:
+        path.write_bytes(content)
+    assert cli.main(["show", str(copied)]) == 0
+    assert "samples.npz is damaged" in " ".join(capsys.readouterr().out.split())
+    assert not (copied / "samples.png").exists()

@@ -220,7 +220,7 @@ def test_the_cost_of_a_run_is_its_parts(tmp_path: Path) -> None:
     n = {part: len(members) for part, members in spec.split.items()}
     assert (n, spec.config.trainer.batch_size) == ({"train": 14, "val": 4, "test": 6}, 5)
     seconds, n_bytes = cost_of(spec, MEASURED)
-    assert seconds == pytest.approx(3 + 10 * (3 * 0.5 + 4 * 0.1) + (2 * 4 + 6) * 0.2 + module.FIGURES_S, abs=0.01)
+    assert seconds == pytest.approx(3 + 10 * (3 * 0.5 + 4 * 0.1) + (2 * 4 + 6) * 0.2 + module.PICTURES_S, abs=0.01)
     assert n_bytes == 4 * MEASURED.parameters + module.TABLES_BYTES
     reading = dataclasses.replace(MEASURED, read_s=1.0)
     assert cost_of(spec, reading)[0] - seconds == pytest.approx(24)
@@ -236,7 +236,7 @@ def test_the_cost_of_a_run_is_its_parts(tmp_path: Path) -> None:
 def test_disk_is_that_of_a_real_run(tmp_path: Path) -> None:
     given = ("trainer.keep_last=true", "backbone.name=tu-resnet18")  # weights that outweigh the names in a checkpoint
     made = probe(prepare(tiny_config(tmp_path, *given)))
-    run_dir = tiny_run(tmp_path, *given, figures=True).run_dir
+    run_dir = tiny_run(tmp_path, *given).run_dir
     sizes = {p: p.stat().st_size for p in run_dir.rglob("*") if p.is_file()}
     checkpoints = sum(n for p, n in sizes.items() if p.suffix == ".pt")
     assert made.checkpoint_bytes / checkpoints == pytest.approx(1, abs=0.05)

@@ -161,11 +161,19 @@ def test_epochs_that_a_tool_holds_are_not_sent_again_and_none_in_part(with_csv: 
     assert len(sent_by(tmp_path, held=1)[1]) == 1  # the end
 
 
-def test_all_attempts_are_one_tracked_run(with_csv: Path, tmp_path: Path):
-    record = json.loads((with_csv / "run.json").read_text())
-    other = {"started": "2030-01-01T00:00:00+00:00"}
-    ids = []
-    for changed in ({}, other | {"earlier_attempts": [{"started": record["started"]}]}, other):
-        (tmp_path / "run.json").write_text(json.dumps(record | changed))
-        ids.append(sent_by(tmp_path)[0]["id"])
-    assert ids[0] == ids[1] != ids[2]
+def test_all_attempts_are_one_tracked_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also after one that left no checkpoint, and one of an earlier version; not what starts over."""
+    with monkeypatch.context() as patched:
+        patched.setattr("segexp.running.execute.make_task", None)
+        run_dir = tiny_run(tmp_path).run_dir
+    record = read_run(run_dir)
+    assert record["status"] == "failed"
+    ids = [sent_by(run_dir)[0]["id"]]
+    for year, began in (("2030", {}), ("2031", {"begun": "", "earlier_attempts": [{"started": record["started"]}]})):
+        monkeypatch.setattr("segexp.running.execute.now", lambda year=year: f"{year}-01-01T00:00:00+00:00")
+        (run_dir / "run.json").write_text(json.dumps(record | began))
+        assert tiny_run(tmp_path).status == "done"
+        assert read_run(run_dir)["started"].startswith(year)
+        ids.append(sent_by(run_dir)[0]["id"])
+    assert ids == ids[:1] * 3
+    assert sent_by(tiny_run(tmp_path, "resume=restart").run_dir)[0]["id"] != ids[0]

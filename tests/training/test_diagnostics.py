@@ -223,9 +223,7 @@ def test_a_look_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    outcome = tiny_run(
-        tmp_path_factory.mktemp("outputs"), "hidden_activation=rational", "optimizer.weight_decay=100", figures=True
-    )
+    outcome = tiny_run(tmp_path_factory.mktemp("outputs"), "hidden_activation=rational", "optimizer.weight_decay=100")
     assert outcome.status == "done"
     return outcome.run_dir
 
@@ -247,7 +245,6 @@ def test_a_run_records_its_looks(finished: Path) -> None:
     units = [int(row["units"]) for row in rows]
     dead = sum(float(row["dead_output"]) * n for row, n in zip(rows, units, strict=True)) / sum(units)
     assert record["diagnostics"]["dead_output"] == pytest.approx(dead)
-    assert (finished / "diagnostics.png").stat().st_size > 10_000
 
 
 def test_learned_values_are_told_and_do_not_decay(finished: Path) -> None:

@@ -233,7 +233,8 @@ def _predicted(
         exact = logits_NKHW if logits_NKHW.dtype == torch.float64 else logits_NKHW.float()
         now: dict[str, Any] = {**options, **(learned.present(exact) if learned else {})}
         slope = now.pop("slope", fixed.slope)
-        phi = None if activation.log_odds is None else activation.log_odds(slope * exact, **now)
+        scaled = slope * exact if isinstance(slope, torch.Tensor) or slope != 1 else exact
+        phi = None if activation.log_odds is None else activation.log_odds(scaled, **now)
     # Not dataclasses.replace, which the compiler of older torch does not follow.
     return Prediction(fixed.mode, exact, phi, fixed.activation, slope, fixed.clip, fixed.first, fixed.overlapping)
 

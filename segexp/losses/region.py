@@ -51,7 +51,7 @@ class Planes:
     def pooled(self, values_NKHW: "Tensor", reduction: str) -> "Tensor":
         """Sums over each pool of values that are 0 on ignored pixels, (P, K)."""
         over = (0, 2, 3) if reduction == "batch" else (2, 3)
-        return values_NKHW.sum(over).reshape(-1, values_NKHW.shape[1]).to(self.p.dtype)
+        return values_NKHW.sum(over, dtype=self.p.dtype).reshape(-1, values_NKHW.shape[1])
 
 
 def planes_of(
@@ -72,19 +72,22 @@ def planes_of(
 
 
 def mean_of_classes(terms_PK: "Tensor", truth_PK: "Tensor", empty: str, weight: "Tensor") -> "Tensor":
-    """Mean over the pools and classes that count. weight: of the classes, (K,)."""
+    """Mean over the pools and classes that count; 0 if there are none. weight: of the classes, (K,)."""
+    import torch
+
     weight = weight.expand_as(terms_PK)
     if empty == "skip":
-        weight = weight * (truth_PK > 0).to(terms_PK.dtype)
-    total = weight.sum()
-    return (terms_PK * weight).sum() / total.where(total > 0, 1.0)
+        weight = weight * (truth_PK > 0)
+    return (terms_PK * weight).sum() / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
 
 
 def ratio(numerator: "Tensor", denominator: "Tensor", smooth: float) -> "Tensor":
     import torch
 
     # With p = y = 0 the ratio is 0 / 0; the smallest positive denominator makes it 0 with a finite gradient.
-    return (numerator + smooth) / (denominator + smooth).clamp_min(torch.finfo(denominator.dtype).tiny)
+    if smooth:
+        numerator, denominator = numerator + smooth, denominator + smooth
+    return numerator / denominator.clamp_min(torch.finfo(denominator.dtype).tiny)
 
 
 def _overlap(

@@ -44,6 +44,11 @@ def mirrored(x: "Tensor", half: Map) -> "Tensor":
     return (-y).where(negative, y)
 
 
+def beyond(a: "Tensor", end: float) -> "Tensor":
+    """1 where a > end, else 0, to choose by `lerp`: on a CPU several times as fast as a boolean tensor and `where`."""
+    return (a - end).relu().sign()
+
+
 @dataclass(frozen=True)
 class ClosedForm:
     """A log-odds function whose derivative is not left to automatic differentiation; called as the function is.

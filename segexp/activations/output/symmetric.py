@@ -4,7 +4,7 @@ import math
 from functools import reduce
 from typing import TYPE_CHECKING, Annotated, Any
 
-from segexp.activations.output import ALL_MODES, Map, output_activation
+from segexp.activations.output import ALL_MODES, Map, beyond, output_activation
 from segexp.registry import Range
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _normal_slope(x: "Tensor") -> "Tensor":
     near = a.clamp_max(NORMAL_END)
     q = (near / math.sqrt(2)).erfc() / 2
     inner = (near * near / -2).exp() / (math.sqrt(2 * math.pi) * q * (1 - q))
-    return inner.where(a <= NORMAL_END, _normal_hazard(a.clamp_min(NORMAL_END)))
+    return inner.lerp(_normal_hazard(a.clamp_min(NORMAL_END)), beyond(a, NORMAL_END))
 
 
 @output_activation(
@@ -118,7 +118,7 @@ def normal_cdf(x: "Tensor") -> "Tensor":
     a = x.abs()
     z, far = a.clamp_max(NORMAL_END) / math.sqrt(2), a.clamp_min(NORMAL_END)
     outer = far * far / 2 + (math.sqrt(2 * math.pi) * _normal_hazard(far)).log()
-    return _odd(x, z.erf(), z.erfc() / 2).where(a <= NORMAL_END, outer * x.sign())
+    return _odd(x, z.erf(), z.erfc() / 2).lerp(outer * x.sign(), beyond(a, NORMAL_END))
 
 
 @output_activation(
@@ -174,7 +174,7 @@ def _t3_tail(u: "Tensor") -> "Tensor":
     # 8 terms in float64, 4 in float32.
     series = reduce(lambda rest, k: 2 * k / (2 * k + 1) - rest * w, range(u.element_size(), 0, -1), 0 * w)
     inner = near.new_ones(()).atan2(near) - near / (1 + near * near)
-    return inner.where(u <= 8, v * w * series) / math.pi
+    return inner.lerp(v * w * series, beyond(u, 8)) / math.pi
 
 
 def _t3_slope(x: "Tensor") -> "Tensor":
@@ -297,7 +297,8 @@ def _learned_tail_slope(tail: float = 0.5) -> float:
 def _tail_parts(x: "Tensor", tail: Any) -> tuple["Tensor", ...]:
     """Of `learned_tail` over a = |x|: c, m, A(c a), y = 2 w A, sinh(y) / y and cosh(y).
 
-    Far out e^y is the power 2 w of the odds, which keeps more digits than the exponential of their logarithm.
+    Far out e^y is the power 2 w of the odds, which keeps more digits than the exponential of their logarithm. The
+    series of sinh(y) / y is constant from y = 1 on: of both formulas the right one is the larger everywhere.
     """
     import torch
 
@@ -312,7 +313,7 @@ def _tail_parts(x: "Tensor", tail: Any) -> tuple["Tensor", ...]:
     for k in range(6, 0, -1):
         series = 1 + square / (2 * k * (2 * k + 1)) * series
     far = (power - 1 / power) / (2 * y.clamp_min(1))
-    return scale, factor, log_odds, y, series.where(y <= 1, far), (power + 1 / power) / 2
+    return scale, factor, log_odds, y, series.maximum(far), (power + 1 / power) / 2
 
 
 def _learned_tail_slopes(x: "Tensor", tail: Any = 0.5) -> tuple["Tensor", dict[str, "Tensor"]]:
@@ -323,7 +324,7 @@ def _learned_tail_slopes(x: "Tensor", tail: Any = 0.5) -> tuple["Tensor", dict[s
     series = 1 + square / 234
     for k in range(5, 0, -1):
         series = 1 + square * (k + 1) / (k * (2 * k + 2) * (2 * k + 3)) * series
-    rise = (y / 3 * series).where(y <= 1, (cosh - quotient) / y.clamp_min(1))
+    rise = (y / 3 * series).maximum((cosh - quotient) / y.clamp_min(1))
     u = scale * x.abs()
     slope = factor * cosh * _arctan_slope(u)
     by_factors = slope * u * math.log(TAIL_SCALE) + factor * log_odds * quotient * math.log(TAIL_FACTOR)

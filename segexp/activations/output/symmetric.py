@@ -1,6 +1,7 @@
 """Output activations with F(-x) = 1 - F(x): distribution functions, whose log-odds are odd."""
 
 import math
+from collections.abc import Iterable
 from functools import reduce
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,12 @@ def _odd(x: "Tensor", centre: "Tensor", tail: "Tensor") -> "Tensor":
     without two branches. Gradients are the closed form of each F: that of sign(x) is 0 at 0.
     """
     return (centre / tail).log1p() * x.sign()
+
+
+def _nested(s: "Tensor", factors: Iterable[float]) -> "Tensor":
+    """1 + f1 s (1 + f2 s (1 + ...)); ``factors`` begin with the innermost. One operation for each."""
+    one = s.new_ones(())
+    return reduce(lambda inner, f: one.addcmul(s, inner, value=f), factors, one)
 
 
 def _odd_inverse(t: "Tensor", near: Map, far: Map) -> "Tensor":
@@ -93,7 +100,8 @@ NORMAL_END = 12.0
 def _normal_hazard(a: "Tensor") -> "Tensor":
     """f(a) / (1 - F(a)) for a of at least `NORMAL_END`: Laplace's continued fraction a + 1 / (a + 2 / (a + ...)), to 8
     levels in float64 and 4 in float32."""
-    return reduce(lambda h, k: a + k / h, range(a.element_size(), 0, -1), a)
+    one = a.new_ones(())
+    return reduce(lambda h, k: a.addcdiv(one, h, value=k), range(a.element_size(), 0, -1), a)
 
 
 def _normal_slope(x: "Tensor") -> "Tensor":
@@ -172,9 +180,9 @@ def _t3_tail(u: "Tensor") -> "Tensor":
     near, v = u.clamp_max(8), 1 / u.clamp_min(8)
     w = v * v
     # 8 terms in float64, 4 in float32.
-    series = reduce(lambda rest, k: 2 * k / (2 * k + 1) - rest * w, range(u.element_size(), 0, -1), 0 * w)
-    inner = near.new_ones(()).atan2(near) - near / (1 + near * near)
-    return inner.lerp(v * w * series, beyond(u, 8)) / math.pi
+    series = _nested(w, (-(k + 1) * (2 * k + 1) / (k * (2 * k + 3)) for k in range(u.element_size() - 1, 0, -1)))
+    inner = near.new_ones(()).atan2(near).addcdiv(near, 1 + near * near, value=-1)
+    return inner.lerp(v * w * series * (2 / 3), beyond(u, 8)) / math.pi
 
 
 def _t3_slope(x: "Tensor") -> "Tensor":
@@ -295,7 +303,7 @@ def _learned_tail_slope(tail: float = 0.5) -> float:
 
 
 def _tail_parts(x: "Tensor", tail: Any) -> tuple["Tensor", ...]:
-    """Of `learned_tail` over a = |x|: c, m, A(c a), y = 2 w A, sinh(y) / y and cosh(y).
+    """Of `learned_tail` over a = |x|: c, m, u = c a, 1 - F(u) of arctan, A(u), y = 2 w A, e^y, e^-y and sinh(y) / y.
 
     Far out e^y is the power 2 w of the odds, which keeps more digits than the exponential of their logarithm. The
     series of sinh(y) / y is constant from y = 1 on: of both formulas the right one is the larger everywhere.
@@ -305,28 +313,23 @@ def _tail_parts(x: "Tensor", tail: Any) -> tuple["Tensor", ...]:
     w = torch.as_tensor(tail, dtype=x.dtype, device=x.device)
     scale, factor = _tail_constants(w)
     u = scale * x.abs()
-    above = u.atan() * (2 / math.pi) / _arctan_tail(u)
+    q = _arctan_tail(u)
+    above = u.atan() * (2 / math.pi) / q
     log_odds, power = above.log1p(), (1 + above) ** (2 * w)
-    y = 2 * w * log_odds
-    square = y.clamp_max(1).square()
-    series = 1 + square / 210
-    for k in range(6, 0, -1):
-        series = 1 + square / (2 * k * (2 * k + 1)) * series
-    far = (power - 1 / power) / (2 * y.clamp_min(1))
-    return scale, factor, log_odds, y, series.maximum(far), (power + 1 / power) / 2
+    y, inverse = 2 * w * log_odds, 1 / power
+    series = _nested(y.clamp_max(1).square(), (1 / (2 * k * (2 * k + 1)) for k in range(7, 0, -1)))
+    return scale, factor, u, q, log_odds, y, power, inverse, series.maximum((power - inverse) / (2 * y.clamp_min(1)))
 
 
 def _learned_tail_slopes(x: "Tensor", tail: Any = 0.5) -> tuple["Tensor", dict[str, "Tensor"]]:
     """By x, and by w: phi = m A S(2 w A), S(y) = sinh(y) / y, A = A(c a), with dm/dw = m ln 5.46, dc/dw = c ln 0.23."""
-    scale, factor, log_odds, y, quotient, cosh = _tail_parts(x, tail)
-    square = y.clamp_max(1).square()
+    scale, factor, u, q, log_odds, y, power, inverse, quotient = _tail_parts(x, tail)
+    cosh = (power + inverse) / 2
     # S'(y) = (cosh y - S) / y cancels next to 0, where it is y / 3 + y^3 / 30 + ..., 2 k y^(2 k - 1) / (2 k + 1)!
-    series = 1 + square / 234
-    for k in range(5, 0, -1):
-        series = 1 + square * (k + 1) / (k * (2 * k + 2) * (2 * k + 3)) * series
+    factors = ((k + 1) / (k * (2 * k + 2) * (2 * k + 3)) for k in range(6, 0, -1))
+    series = _nested(y.clamp_max(1).square(), factors)
     rise = (y / 3 * series).maximum((cosh - quotient) / y.clamp_min(1))
-    u = scale * x.abs()
-    slope = factor * cosh * _arctan_slope(u)
+    slope = factor / math.pi * cosh / ((1 + u * u) * q * (1 - q))
     by_factors = slope * u * math.log(TAIL_SCALE) + factor * log_odds * quotient * math.log(TAIL_FACTOR)
     return scale * slope, {"tail": (by_factors + 2 * factor * log_odds.square() * rise) * x.sign()}
 
@@ -347,7 +350,7 @@ def learned_tail(x: "Tensor", *, tail: Annotated[float, UNIT] = 0.5) -> "Tensor"
 
     tail: its initial value; a scalar tensor while it is trained.
     """
-    scale, factor, log_odds, _, quotient, _ = _tail_parts(x, tail)
+    scale, factor, _, _, log_odds, *_, quotient = _tail_parts(x, tail)
     half = factor * log_odds * quotient
     # Next to 0 a product of x itself, because c x of the least numbers would round to 0.
     return half.maximum(factor * (4 / math.pi * scale) * x.abs().clamp_max(1e-9)) * x.sign()

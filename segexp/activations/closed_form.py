@@ -19,7 +19,8 @@ def applied(phi: ClosedForm, x: torch.Tensor, options: Mapping[str, Any]) -> tor
     def value(x: torch.Tensor, *learned: torch.Tensor) -> torch.Tensor:
         return phi.value(x, **{**options, **dict(zip(tensors, learned, strict=True))})
 
-    def gradient(g: torch.Tensor, x: torch.Tensor, *learned: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    # Quoted, because the compiler of older torch does not follow the type of a tuple.
+    def gradient(g: torch.Tensor, x: torch.Tensor, *learned: torch.Tensor) -> "tuple[torch.Tensor, ...]":
         found = phi.derivative(x, **{**options, **dict(zip(tensors, learned, strict=True))})
         of_x, of_options = found if isinstance(found, tuple) else (found, {})
         return g * of_x, *((g * of_options[name]).sum() for name in tensors)

@@ -1,7 +1,6 @@
 """Output activations that are asymmetric, clipped, over the whole batch or exclusive classes, or no probability."""
 
 import math
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, ClosedForm, OutputActivation, output_activation
@@ -146,6 +145,9 @@ def _scaled_slopes(x: "Tensor", low: "Tensor", high: "Tensor", eps: float) -> tu
     return slope, {"low": -slope * q, "high": -slope * p}
 
 
+SCALED = ClosedForm(lambda x, low, high, eps: _clipped_log_odds(*_scaled(x, low, high), eps), _scaled_slopes)
+
+
 @output_activation(
     formula="(x - min) / (max - min) over the whole batch, clipped to [eps, 1 - eps]",
     range="[eps, 1 - eps]",
@@ -162,10 +164,7 @@ def minmax_linear(x: "Tensor", *, eps: Annotated[float, EPS] = 1e-7) -> "Tensor"
     """Log-odds of the logits scaled to [0, 1] by the tensor's minimum and maximum; p = 1/2 if these are equal."""
     if not x.numel():
         return x
-    scaled = ClosedForm(
-        lambda *z, **ends: _clipped_log_odds(*_scaled(*z, **ends), eps), partial(_scaled_slopes, eps=eps)
-    )
-    return scaled(x, low=x.min(), high=x.max())
+    return SCALED(x, low=x.min(), high=x.max(), eps=eps)
 
 
 OUTPUT_ACTIVATIONS.add(

@@ -109,9 +109,15 @@ def open_file(path: Path, inside: Path | None = None) -> BinaryIO:
     """
     inside = inside or path.parent
     try:
+        if inside == path.parent and HAS_DIR_FD:
+            with suppress(OSError):  # thousands of files are read, so without opening their folder first
+                fd = os.open(path, os.O_RDONLY | _SAFE)
+                if stat.S_ISREG(os.fstat(fd).st_mode):
+                    return open(fd, "rb")
+                os.close(fd)
         with entered(inside, *path.parent.relative_to(inside).parts) as folder:
-            file: BinaryIO = folder.open(path.name, "rb")
-            return file
+            found: BinaryIO = folder.open(path.name, "rb")
+            return found
     except OSError as error:
         error.filename = str(path)
         raise

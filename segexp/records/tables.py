@@ -258,6 +258,9 @@ _NEEDED = ("split", "image_id", "class_id", *_COUNTS, "dice", "iou")
 _TOGETHER = 8_000_000
 """Images of many runs are read in portions of about this many bytes, so that memory does not grow with the study."""
 
+_ANALYSED = ("config", "summary", "diagnostics", "device", "host", "n_rows_expected", "sha256")
+"""The parts of a record that secondary analyses need; the others would fill the memory."""
+
 _WHOLE = ("seed", "fold", "config_split_fold", "numerics")
 """Columns by which runs are paired. They hold whole numbers; a finished run always has a seed."""
 
@@ -398,7 +401,8 @@ class _Reader:
         except UsageError as error:
             run = self._incomplete(run, str(error))
         row = {**run.row} | {key: cell_of(value) for key, value in totals.items()}
-        return self._checked(dataclasses.replace(run, record={}, planned=None, cells=row)), tuple(names), rows
+        record = {key: run.record[key] for key in _ANALYSED if key in run.record}
+        return self._checked(dataclasses.replace(run, record=record, planned=None, cells=row)), tuple(names), rows
 
     def tables(self, runs: Path, images: Path) -> None:
         """The runs of collected tables."""

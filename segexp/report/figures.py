@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -56,14 +57,20 @@ class Tip:
 class Drawing:
     """A figure. name: of its file; alt: description for those who do not see it; caption: below it, "" for none.
 
-    tips: what its places show on hover and keyboard focus.
+    draw: makes it when it is first needed, from all that it shows; tips: what its places show on hover and keyboard
+    focus.
     """
 
     name: str
     alt: str
     caption: str
-    figure: Figure
+    draw: partial[Figure]
     tips: tuple[Tip, ...] = ()
+
+    @cached_property
+    def figure(self) -> Figure:
+        with drawing.styled():
+            return self.draw()
 
 
 def forest(block: Block, metric: Metric, name: str) -> list[Drawing]:
@@ -91,7 +98,10 @@ def forest(block: Block, metric: Metric, name: str) -> list[Drawing]:
         untested = pluralize(len(block.comparisons) - len(tested), "pair")
         caption.append(f"Not drawn because there is no test: {untested}.")
     tips = tuple(_interval(metric, f.deciding, y, _numbers(f, metric)) for y, f in enumerate(tested[:MAX_ROWS]))
-    return [Drawing(f"{name}-forest", alt, " ".join(caption), drawing.draw_forest(tested, metric), tips), *drawn]
+    return [
+        Drawing(f"{name}-forest", alt, " ".join(caption), partial(drawing.draw_forest, tested, metric), tips),
+        *drawn,
+    ]
 
 
 def _numbers(found: Comparison, metric: Metric) -> str:
@@ -121,7 +131,7 @@ def pair_map(block: Block, metric: Metric, name: str) -> Drawing:
     title = f"{fmt.with_unit(metric, 'difference in')}, row minus column"
     values = [f"{against(found)}: {tables.pair_cell(found, metric)}" for found in block.comparisons]
     colours = "Row minus column. Green: better, orange: worse, blue: equivalent, grey: not decided."
-    figure = drawing.draw_cells(arms[:-1], arms[1:], places, title, tables.PAIR_MARKS)
+    figure = partial(drawing.draw_cells, arms[:-1], arms[1:], places, title, tables.PAIR_MARKS)
     return Drawing(f"{name}-pairs", f"Map of {title}: {_listed(values)}", colours, figure, tuple(tips[:MAX_TIPS]))
 
 
@@ -147,7 +157,7 @@ def of_arms(block: Block, metric: Metric, name: str) -> list[Drawing]:
         for seed, value in arm.seeds.items():
             text = f"{arm.arm}, seed {seed}: {fmt.score(metric, value)}"
             tips.append(Tip(fmt.factor(metric) * value, y + drawing.SEEDS_BELOW, text))
-    figure = drawing.draw_arms(known, metric)
+    figure = partial(drawing.draw_arms, known, metric)
     return [Drawing(f"{name}-arms", alt, " ".join(caption), figure, tuple(tips[:MAX_TIPS]))]
 
 
@@ -169,7 +179,8 @@ def distributions(block: Block, metric: Metric, name: str) -> list[Drawing]:
     alt = f"Distribution of {fmt.with_unit(metric)} over {unit}s, means over seeds. Medians: {_listed(medians)}"
     caption = f"Dots: {unit}s, each the mean of its seeds. Box: quartiles and median. Whiskers: 5 to 95 %."
     caption += beyond(metric, [value for values in shown.values() for value in values.values()])
-    figure = drawing.draw_distributions({arm: [*values.values()] for arm, values in shown.items()}, metric, unit)
+    values_of_arms = {arm: [*values.values()] for arm, values in shown.items()}
+    figure = partial(drawing.draw_distributions, values_of_arms, metric, unit)
     return [Drawing(f"{name}-distributions", alt, caption, figure, tuple(tips[:: math.ceil(len(tips) / MAX_TIPS)]))]
 
 
@@ -191,11 +202,13 @@ def of_images(block: Block, metric: Metric, name: str) -> tuple[Pairs, str]:
         differences = f"Differences of {about}, against the mean of both; mean difference {mean}."
         tested = not math.isnan(found.deciding.low)
         band = f"Line and band: mean difference and its {block.interval}." if tested else "Line: mean difference."
-        of_scatter, of_differences = drawing.draw_images(found, metric)
         of_each, against_mean = image_tips(found, metric)
         above += "." + beyond(metric, [*found.candidate_N, *found.reference_N])  # type: ignore[misc]
-        first = Drawing(f"{name}-images-{n + 1}-scatter", scatter, above, of_scatter, of_each)
-        second = Drawing(f"{name}-images-{n + 1}-difference", differences, band, of_differences, against_mean)
+        first = Drawing(
+            f"{name}-images-{n + 1}-scatter", scatter, above, partial(drawing.draw_scatter, found, metric), of_each
+        )
+        draw = partial(drawing.draw_differences, found, metric)
+        second = Drawing(f"{name}-images-{n + 1}-difference", differences, band, draw, against_mean)
         groups.append((against(found), (first, second)))
     left_out = len(shown) - len(groups)
     note = f"No figures for {pluralize(left_out, 'more comparison')}; images.csv has the values."
@@ -240,7 +253,7 @@ def heat_map(factorial: Factorial, metric: Metric, name: str, scale: tuple[float
     about = f", {where}" if where else ""
     what = f"{fmt.with_unit(metric)}{about}, {factorial.row_factor} by {factorial.column_factor}"
     caption = "The table has the number of seeds of each cell. Dash: no run. All heat maps here share their colours."
-    figure = drawing.draw_heat_map(factorial, metric, scale, where)
+    figure = partial(drawing.draw_heat_map, factorial, metric, scale, where)
     counted = zip(np.ndenumerate(factorial.seeds), cells, strict=True)
     tips = tuple(Tip(j, i, f"{cell}, {pluralize(int(n), 'seed')}", 1, 1) for ((i, j), n), cell in counted)
     return Drawing(f"{name}-heatmap", f"Heat map of {what}: {_listed(cells)}", caption, figure, tips[:MAX_TIPS])
@@ -260,7 +273,9 @@ def of_answer(answer: Answer, looks: Looks, name: str) -> list[Drawing]:
         more = len(panel.curves) - MAX_LINES
         left_out = [f"{pluralize(more, 'more arm')} in the table."] if more > 0 else []
         left_out += [f"Cut off below {fmt.plain(panel.y_from)}{' points' * panel.y_points}."] if cut_off(panel) else []
-        figure = drawing.draw_panel(panel, looks)
+        figure = partial(
+            drawing.draw_panel, panel, {arm: looks[arm] for arm in (c.arm for c in panel.curves) if arm in looks}
+        )
         drawings.append(Drawing(f"{name}-{n + 1}", alt, " ".join(left_out), figure, _of_curves(panel, drawn)))
     return drawings
 
@@ -298,13 +313,15 @@ def of_datasets(found: Sequence[OverDatasets], ranks: Ranks | None, metric: Metr
         tips = [Tip(x, y, f"{name}: {fmt.amount(metric, one.differences[name])}") for y, name, x in places]
         total = f"across data sets: {fmt.estimate(metric, one.interval)}, Holm-adjusted p {fmt.p_value(one.p_holm)}"
         tips.append(_interval(metric, one.interval, len(tips) + drawing.BELOW, total))
-        drawn.append(Drawing(f"datasets-{n + 1}", alt, caption, drawing.draw_over_datasets(one, metric), tuple(tips)))
+        drawn.append(
+            Drawing(f"datasets-{n + 1}", alt, caption, partial(drawing.draw_over_datasets, one, metric), tuple(tips))
+        )
     if ranks is not None and len(ranks.ranks) > 1:
         values = [f"{arm} {rank:.2g}" for arm, rank in ranks.ranks.items()]
         alt = f"Critical-difference diagram of mean ranks, 1 is best: {_listed(values)}"
         caption = "Mean ranks over data sets, 1 is best. A bar joins arms that do not differ significantly."
         tips = [Tip(rank, 0, f"{arm}: mean rank {rank:.3g}") for arm, rank in ranks.ranks.items()]
-        drawn.append(Drawing("datasets-ranks", alt, caption, drawing.draw_ranks(ranks), tuple(tips)))
+        drawn.append(Drawing("datasets-ranks", alt, caption, partial(drawing.draw_ranks, ranks), tuple(tips)))
     return drawn
 
 

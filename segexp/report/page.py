@@ -9,23 +9,22 @@ import hashlib
 import itertools
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 import segexp
 from segexp.compare.claims import NO_DATA, REFUTED, SUPPORTED, UNDETERMINED
 from segexp.compare.formatting import amount, difference, in_unit, limits, score, with_unit
-from segexp.compare.kept import FROM_RUNS, kept
+from segexp.compare.kept import FROM_RUNS, kept_texts
 from segexp.compare.questions import QUESTIONS, answers_of
 from segexp.compare.result import METRICS, Answer, Block, Metric, Result, Verdict
 from segexp.errors import UsageError
@@ -278,26 +277,19 @@ def _anchors(contents: Contents, samples: Sequence[Samples]) -> dict[str, dict[s
 
 def _svgs(contents: Contents, anchors: Mapping[str, Mapping[str, str]]) -> dict[str, Markup]:
     """Figures by name, as many of the first ones as a page has room for; those of many runs are kept."""
-
-    def make() -> dict[str, str]:
-        shown: dict[str, str] = {}
-        room = MAX_FIGURES
+    result, shown, room = contents.result, dict[str, Markup](), MAX_FIGURES
+    folders = {os.path.dirname(path) for b in result.blocks for arm in b.ranking for path in arm.directories}
+    of = sorted(folders), result.split, result.by, [one.metric.name for one in (result, *result.others)]
+    with kept_texts(of) if result.n_runs >= FROM_RUNS else nullcontext(lambda source, make: make()) as text_of:
         for drawing in contents.drawings():
-            svg = inline_svg(drawing, anchors.get(drawing.name, {}))
+            links, draw = anchors.get(drawing.name, {}), drawing.draw
+            source = drawing.name, drawing.alt, drawing.tips, sorted(links.items()), draw.func.__name__, draw.args
+            svg = text_of(source, partial(inline_svg, drawing, links))
             room -= len(svg.encode("utf-8"))
             if room < 0:
                 break
-            shown[drawing.name] = svg
-        return shown
-
-    if contents.result.n_runs < FROM_RUNS:
-        found = make()
-    else:
-        answers = [question.answer for chapter in contents.chapters for question in chapter.questions]
-        compared = replace(contents.result, runs=(), provenance={}, unscored=())  # which no figure shows
-        with np.printoptions(threshold=sys.maxsize, floatmode="unique"):
-            found = kept(("figures", repr((compared, answers, anchors))), make)
-    return {name: Markup(svg) for name, svg in found.items()}
+            shown[drawing.name] = Markup(svg)
+    return shown
 
 
 def _samples(contents: Contents) -> list[Samples]:

@@ -12,21 +12,21 @@ import pkgutil
 import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
-from segexp.compare.kept import FROM_RUNS, kept, stamps
-from segexp.compare.result import METRICS, Answer, ArmScore, Block, Curve, Metric, Panel
+from segexp.compare.kept import kept_tables
+from segexp.compare.result import METRICS, Answer, Block, Curve, Metric, Panel
 from segexp.errors import UsageError
 from segexp.evaluation import dice_and_iou, fp_rate_empty, primary_score
 from segexp.records import KEYS
 from segexp.records.runs import Run, run_at, shown_state
 from segexp.records.scores import SPLITS
-from segexp.records.tables import load, read_tables
+from segexp.records.tables import Images, load
 from segexp.registry import Registry
 
 IN_IMAGES = ("dice", "iou", "nsd", "hd95", "nll", "brier", "fp_rate_empty")
@@ -36,6 +36,7 @@ IN_BINS = ("ece15", "ece15_t")
 """Those that follow from bins.csv."""
 
 OF_EPOCHS, OF_TIMINGS = ("epoch", "split", "step", "loss", "dice"), ("epoch", "seconds", "images_per_s", "peak_mem_mib")
+OF_CELLS = ("image_id", "class_id", "group_id", "n_gt", "n_pred", "dice")
 OF_BINS = ("class_id", "region", "scaled", "bin", "n", "sum_p", "sum_y")
 
 NO_BINS = "activations without probabilities have no reliability diagram"
@@ -43,9 +44,9 @@ NO_BINS = "activations without probabilities have no reliability diagram"
 BANDS = "Lines are means over runs, each of the same weight; bands reach from the lowest to the highest run."
 
 
-Compared = tuple[Sequence[ArmScore], Metric, Sequence[Run] | None]
-ALONE: Compared = ((), METRICS["dice"], None)
-"""What `compare` found: the ranking, its metric, and all runs with their images, None where they were not read."""
+Compared = tuple[Block | None, Metric, Sequence[Run] | None]
+ALONE: Compared = (None, METRICS["dice"], None)
+"""What `compare` found: the block, its metric, and all runs with their images, None where they were not read."""
 
 
 class Reading:
@@ -57,10 +58,13 @@ class Reading:
 
     def __init__(self, arms: Mapping[str, Sequence[Path]], split: str, compared: Compared = ALONE) -> None:
         self.split, self.titles = split, dict[str, str]()
-        self.ranking, self.metric, self.loaded = compared
+        block, self.metric, self.loaded = compared
+        self.ranking = block.ranking if block else ()
+        self._of = (block.dataset, block.dataset_sha, sorted(block.conditions.items())) if block else ()
         self._tables: dict[Any, tuple[pd.DataFrame | None, dict[int, str]]] = {}
         self.n_runs = sum(len(directories) for directories in arms.values())
         self._arm_of = {Path(os.path.abspath(path)): arm for arm, of_arm in arms.items() for path in of_arm}
+        self._known = {run.path: run for run in self.loaded or () if not run.collected}
         self._noted: dict[str, tuple[dict[Path, str], str]] = {}
         # Sorted: the answers must not depend on the order in which runs were found.
         self.runs = {
@@ -83,9 +87,26 @@ class Reading:
             self.loaded = load(paths, self.split).runs if paths else ()
         return {run.path: run for run in self.loaded}
 
+    def cells(self) -> pd.DataFrame:
+        """`rows` of images.csv on the split with the columns `OF_CELLS`, from the images that `compare` has read."""
+        if self.loaded is None:
+            return self.rows("images", OF_CELLS, "", split=self.split)
+        found: dict[str, list[Any]] = {name: [] for name in ("run", *OF_CELLS)}
+        for number, run in enumerate(self.every):
+            images = cast(Images, run.images)
+            layout, (n, width) = images.layout, images.layout.n_reference_NF.shape
+            found["run"].append(np.full(n * width, number))
+            for name, of_images in (("image_id", layout.image_ids), ("group_id", layout.groups)):
+                found[name].append(np.repeat(np.array(of_images, dtype=object), width))
+            found["class_id"].append(np.tile(layout.classes, n))
+            found["n_gt"].append(layout.n_reference_NF.ravel())
+            found["n_pred"].append(images.counts_NF3[..., :2].sum(axis=-1).ravel())
+            found["dice"].append(images.cells["dice"].ravel())
+        return pd.DataFrame({name: np.concatenate(parts) if parts else [] for name, parts in found.items()})
+
     def _run(self, path: Path) -> Run | None:
         try:
-            run = run_at(path)
+            run = self._known.get(path) or run_at(path)
         except UsageError as error:
             self._note("left out, without a record that can be read", path, str(error))
             return None
@@ -120,7 +141,7 @@ class Reading:
         """
         key = table, *columns
         if key not in self._tables:
-            self._tables[key] = read_tables(self.every, table, columns)
+            self._tables[key] = kept_tables(self.every, table, columns, self._of)
         rows, wrong = self._tables[key]
         for number, reason in wrong.items():
             self.note(f"left out of {table}.csv, which is missing, incomplete or damaged", self.every[number], reason)
@@ -327,31 +348,7 @@ def answers_of(
     arms = {arm.arm: [Path(directory) for directory in arm.directories] for arm in block.ranking if arm.directories}
     if not arms:
         return ()
-
-    def make() -> list[Answer]:
-        return ask(names, arms, split, (block.ranking, metric, loaded))
-
-    directories = [directory for of_arm in arms.values() for directory in of_arm]
-    many = loaded is not None and len(directories) >= FROM_RUNS
-    # Learning rates of `segexp tune` are read from another study.
-    if not many or any(run.row.get("config_tuned") for run in loaded or ()) or (known := stamps(directories)) is None:
-        return tuple(make())
-    depends = "answers", names, arms, known, split, metric, block.ranking
-    return tuple(_answer(one) for one in kept(depends, lambda: [asdict(answer) for answer in make()]))
-
-
-def _answer(content: Mapping[str, Any]) -> Answer:
-    """An answer from its content as JSON holds it."""
-
-    def curve(of: Mapping[str, Any]) -> Curve:
-        return Curve(of["arm"], *(tuple(of[part]) for part in ("x", "y", "low", "high", "n")))
-
-    panels = []
-    for panel in content["panels"]:
-        guide, curves = panel["guide"] and curve(panel["guide"]), tuple(map(curve, panel["curves"]))
-        panels.append(Panel(**panel | {"curves": curves, "guide": guide, "x_names": tuple(panel["x_names"])}))
-    tuples = {"rows": tuple(content["rows"]), "panels": tuple(panels), "notes": tuple(content["notes"])}
-    return Answer(**dict(content) | tuples)
+    return tuple(ask(names, arms, split, (block, metric, loaded)))
 
 
 for _module in pkgutil.iter_modules(__path__):

@@ -26,7 +26,7 @@ def boundary(reading: Reading) -> Findings:
     classes with a reference where nothing is predicted; they enter nsd with 0 and hd95 with the diagonal of the image.
     """
     scores = reading.scores("nsd", "hd95", "dice")
-    images = reading.rows("images", ("n_gt", "n_pred"), "", split=reading.split)
+    images = reading.cells()
     held = images[images["n_gt"] > 0]
     missed = reading.of_arms((held["n_pred"] == 0).groupby(held["run"]).mean())
     rows, points = [], []

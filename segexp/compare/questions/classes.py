@@ -11,8 +11,7 @@ from segexp.records.scores import class_label
 @question("Classes", {})
 def classes(reading: Reading) -> Findings:
     """Dice of each class, of runs with several: mean over the images whose reference holds it, then over runs."""
-    columns = ("class_id", "group_id", "image_id", "n_gt", "dice")
-    images = reading.rows("images", columns, "", split=reading.split)
+    images = reading.cells()
     several, found = sorted(images["class_id"].unique().tolist()), dict[int, dict[str, list[float]]]()
     for class_id in several if len(several) > 1 else ():
         held = images[(images["class_id"] == class_id) & (images["n_gt"] > 0)]

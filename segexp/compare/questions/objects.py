@@ -46,7 +46,7 @@ def objects(reading: Reading) -> Findings:
     """
     if not reading.every or not all("objects" in run.record.get("n_rows_expected", {}) for run in reading.every):
         return _of_cells(reading)
-    images = reading.rows("images", ("n_gt", "n_pred"), "", split=reading.split)
+    images = reading.cells()
     found = reading.rows("objects", (*OBJECT, "n_pixels", "iou"), "no object of any class", split=reading.split)
     distinct = found.drop_duplicates([*OBJECT])["n_pixels"]
     edges, places = _bins(distinct)

@@ -14,7 +14,7 @@ from typing import Any
 
 from segexp.commands import Parser, hidden_line
 from segexp.errors import DONE, UsageError
-from segexp.records import check_complete, read_run, text_rows
+from segexp.records import FIGURES, check_complete, read_run, text_rows
 from segexp.records.formatting import duration, terms_of, text_table
 from segexp.records.plugins import kept_plugins, versions_of
 from segexp.records.runs import STATES, Run, progress_of, run_at, runs_in, shown_state, studies_in
@@ -113,11 +113,9 @@ def lines_of(run: Run, run_dir: Path, width: int, encoding: str) -> list[str]:
     lines += _scores(tables, width)
     lines += _details(tables, width)
     if run.state == "done":
-        from segexp.evaluation.pictures import draw_figures
-
-        for check in (partial(check_complete, run.path, record), partial(draw_figures, run.path)):
+        for step in (partial(check_complete, run.path, record), partial(_draw_missing, run.path)):
             try:
-                check()
+                step()
             except (UsageError, OSError) as error:
                 tables.problems.append(str(error))
     for warning in record.get("warnings", []):
@@ -130,6 +128,13 @@ def lines_of(run: Run, run_dir: Path, width: int, encoding: str) -> list[str]:
     study = run_dir.parent if run_dir.name.strip(".") else run.path.parent
     following = _next(run, shlex.quote(str(run_dir)), shlex.quote(str(study)))
     return [*lines, *(f"{'next' * (not i):{LABEL}}{words}" for i, words in enumerate(following))]
+
+
+def _draw_missing(run_dir: Path) -> None:
+    if not all((run_dir / name).exists() for name in FIGURES):
+        from segexp.evaluation.pictures import draw_figures
+
+        draw_figures(run_dir)
 
 
 def _wrapped(label: str, text: str, width: int, indent: int = LABEL) -> list[str]:

@@ -21,7 +21,7 @@ from PIL import Image
 from segexp.data.codings import innermost, planes_of
 from segexp.errors import UsageError
 from segexp.losses import IGNORE
-from segexp.records import COLUMNS, text_rows, write_atomic
+from segexp.records import COLUMNS, FIGURES, text_rows, write_atomic
 from segexp.records.formatting import BLUE, CLASS_COLOURS, GREY, ORANGE, image_bytes, new_figure, tidy
 from segexp.records.owned import open_file
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, Any]]
 
 N_MAPS = 8  # test images whose probability maps are kept
-
-FIGURES = ("samples.png", "diagnostics.png")
 
 DEAD_WARNING = 0.2  # share of dead units at a call site above which a run warns
 

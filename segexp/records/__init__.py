@@ -117,6 +117,7 @@ KEYS = {
 LONGEST = 240
 """Bytes of the longest name of a folder; file systems take 255, and `.old1` may be added."""
 
+FIGURES = ("samples.png", "diagnostics.png")
 PROGRESS = "progress.json"
 """File of a run that is scoring: done and total images, and seconds. It is removed at the end."""
 

@@ -16,7 +16,6 @@ from segexp.data.normalise import shown
 from segexp.data.split import count_groups
 from segexp.errors import DataChangedError
 from segexp.evaluation.pictures import (
-    FIGURES,
     Example,
     as_bytes,
     draw_figures,
@@ -31,7 +30,7 @@ from segexp.evaluation.pictures import (
 )
 from segexp.evaluation.predict import Scored, make_forward
 from segexp.evaluation.score import FittedOnValidation, SplitScores, best_threshold, fit_on_validation, split_scores
-from segexp.records import PROGRESS, SCHEMA_VERSION, columns_of, flatten, write_json, write_table
+from segexp.records import FIGURES, PROGRESS, SCHEMA_VERSION, columns_of, flatten, write_json, write_table
 from segexp.records.formatting import pluralize
 from segexp.records.owned import discard
 from segexp.records.scores import LEARNED, class_color, class_label

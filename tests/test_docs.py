@@ -100,8 +100,7 @@ def test_the_tables_are_those_of_the_registries(monkeypatch: pytest.MonkeyPatch)
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
-    from segexp.commands import list as listing
-    from segexp.losses import LOSSES
+    from segexp import losses
     from segexp.registry import Registry
 
     monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
@@ -109,8 +108,8 @@ def test_the_tables_are_those_of_the_registries(monkeypatch: pytest.MonkeyPatch)
 
     text = (REPOSITORY / "docs" / "catalogues.md").read_text(encoding="utf-8")
     fewer: Registry[Any] = Registry("loss")
-    fewer.add("mse", LOSSES["mse"])
-    monkeypatch.setattr(listing, "LOSSES", fewer)
+    fewer.add("mse", losses.LOSSES["mse"])
+    monkeypatch.setattr(losses, "LOSSES", fewer)
     assert catalogues.renewed(text) != text
     with pytest.raises(ValueError, match="0 places for the table of commands"):
         catalogues.renewed("")
@@ -185,8 +184,7 @@ def test_contributed_hidden_activation_works(monkeypatch: pytest.MonkeyPatch) ->
     from segexp.registry import Registry
 
     registry: Registry[Any] = Registry("hidden_activation")
-    for module in (hidden, listing):
-        monkeypatch.setattr(module, "HIDDEN_ACTIVATIONS", registry)
+    monkeypatch.setattr(hidden, "HIDDEN_ACTIVATIONS", registry)
     _, example, _, _ = blocks(REPOSITORY / "CONTRIBUTING.md", "python")
     exec(compile(example, "hidden activation", "exec"), vars(hidden) | vars(hidden.curved))
     (row,) = listing.listed("hidden_activations")

@@ -55,11 +55,13 @@ def calibration(reading: Reading) -> Findings:
         for name in learned:
             row |= mean_and_sd(name, [run.number(name) for run in runs])
         rows.append(row)
-    arm_R = bins["run"].map(dict(enumerate(reading.arm_N)))
-    pooled = {arm: bins[arm_R == arm] for arm in reading.runs if (arm_R == arm).any()}
+    arm_R = bins["run"].map(dict(enumerate(reading.arm_N))).rename("arm")
+    pooled = bins.groupby(["region", "scaled", arm_R, "bin"])[["n", "sum_p", "sum_y"]].sum()
+    of_all: dict[Any, pd.DataFrame] = dict(iter(pooled[pooled["n"] > 0].groupby(["region", "scaled", "arm"])))
     panels = []
     for name, (title, region, scaled) in DIAGRAMS.items():
-        curves = tuple(_reliability(arm, frame, region, scaled) for arm, frame in pooled.items())
+        found = {arm: of_all[region, scaled, arm] for arm in reading.runs if (region, scaled, arm) in of_all}
+        curves = tuple(_reliability(arm, sums) for arm, sums in found.items())
         panels.append(Panel(name, title, "predicted probability", "share of foreground", curves, diagonal=True))
     for arm, runs in reading.runs.items():
         for run, temperature in zip(runs, scores[arm]["temperature"], strict=True):
@@ -72,10 +74,7 @@ def calibration(reading: Reading) -> Findings:
     return rows, panels, notes
 
 
-def _reliability(arm: str, bins: pd.DataFrame, region: str, scaled: int) -> Curve:
+def _reliability(arm: str, sums: pd.DataFrame) -> Curve:
     """Mean probability against share of foreground in each bin that has pixels."""
-    chosen = bins[(bins["region"] == region) & (bins["scaled"] == scaled)]
-    sums = chosen.groupby("bin")[["n", "sum_p", "sum_y"]].sum()
-    sums = sums[sums["n"] > 0]
     x, y = ((sums[name] / sums["n"]).tolist() for name in ("sum_p", "sum_y"))
     return Curve(arm, tuple(x), tuple(y), n=tuple(float(n) for n in sums["n"]))

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -103,14 +102,16 @@ def threshold(reading: Reading) -> Findings:
 def _cuts(reading: Reading, thresholds: pd.DataFrame) -> dict[Path, Cut]:
     """The curve of each run, by directory."""
     means = thresholds.groupby(["run", "threshold"])["dice"].mean()  # over classes; those never seen are NaN
+    (number_R, evidence_R), dice_R = (means.index.get_level_values(n).to_numpy() for n in (0, 1)), means.to_numpy()
+    numbers, starts = np.unique(number_R, return_index=True)
     cuts = {}
-    for number, of_run in means.groupby("run"):
-        run, curve = reading.every[cast(int, number)], of_run.droplevel("run").dropna()
-        if curve.empty:
+    for number, start, stop in zip(numbers, starts, [*starts[1:], len(dice_R)], strict=True):
+        run, known = reading.every[number], start + np.flatnonzero(~np.isnan(dice_R[start:stop]))
+        if not len(known):
             reading.note("no Dice at any threshold, because no image holds a class", run)
             continue
         # A run without temperature has no probabilities.
-        cuts[run.path] = Cut(curve.index.to_numpy(), curve.to_numpy(), raw=math.isnan(run.number("temperature")))
+        cuts[run.path] = Cut(evidence_R[known], dice_R[known], raw=math.isnan(run.number("temperature")))
     return cuts
 
 

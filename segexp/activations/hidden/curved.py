@@ -447,7 +447,7 @@ def rational() -> "Module":
 
     def polynomial(row: "Tensor", x: "Tensor") -> "Tensor":
         *lower, first, last = row.unbind()
-        value = torch.addcmul(first, last, x)
+        value = x * last + first  # torch's addcmul of two scalars does not use the vector unit
         for c in reversed(lower):
             value = torch.addcmul(c, value, x)
         return value

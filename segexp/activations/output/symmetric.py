@@ -23,8 +23,8 @@ def _odd(x: "Tensor", centre: "Tensor", tail: "Tensor") -> "Tensor":
 
 def _nested(s: "Tensor", factors: Iterable[float]) -> "Tensor":
     """1 + f1 s (1 + f2 s (1 + ...)); ``factors`` begin with the innermost. One operation for each."""
-    one = s.new_ones(())
-    return reduce(lambda inner, f: one.addcmul(s, inner, value=f), factors, one)
+    one, (first, *others) = s.new_ones(()), factors
+    return reduce(lambda inner, f: one.addcmul(s, inner, value=f), others, s * first + 1)
 
 
 def _odd_inverse(t: "Tensor", near: Map, far: Map) -> "Tensor":

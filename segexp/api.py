@@ -354,13 +354,13 @@ def run(overrides: Overrides = ()) -> dict[str, Any]:
     >>> summary["activation"], summary["epochs"], 0 <= summary["dice"] <= 1
     ('arctan', 1, True)
     """
-    from segexp.evaluation.pictures import draw_figures
+    from segexp.evaluation.pictures import try_to_draw_figures
     from segexp.running.execute import execute
 
     config = _composed(overrides)
     outcome = execute(prepare(config))
     if outcome.status == "done" and not outcome.skipped and config.trainer.figures:
-        draw_figures(outcome.run_dir)
+        try_to_draw_figures(outcome.run_dir)
     if outcome.status == "failed":
         raise RuntimeError(f"the run in {outcome.run_dir} failed: {outcome.reason}")
     undefined = {name: float("nan") if kind is float else None for name, kind in COLUMNS["summary"].items()}

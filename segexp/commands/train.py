@@ -97,9 +97,9 @@ def command(words: Sequence[str]) -> int:
         return _dry_run(config)
     outcome = _run(config)
     if outcome.status == "done" and not outcome.skipped and config.trainer.figures:
-        from segexp.evaluation.pictures import draw_figures
+        from segexp.evaluation.pictures import try_to_draw_figures
 
-        draw_figures(outcome.run_dir)
+        try_to_draw_figures(outcome.run_dir)
     _report(outcome, config)
     return DONE if outcome.status == "done" else FAILED
 

@@ -6,6 +6,7 @@ A run keeps what its two figures show; `draw_figures` draws them afterwards, wit
 import hashlib
 import io
 import json
+import logging
 import math
 import textwrap
 import warnings
@@ -19,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from segexp.data.codings import innermost, planes_of
-from segexp.errors import UsageError
+from segexp.errors import UsageError, first_line
 from segexp.losses import IGNORE
 from segexp.records import COLUMNS, FIGURES, text_rows, write_atomic
 from segexp.records.formatting import BLUE, CLASS_COLOURS, GREY, ORANGE, image_bytes, new_figure, tidy
@@ -27,6 +28,8 @@ from segexp.records.owned import open_file
 
 if TYPE_CHECKING:
     from segexp.activations.head import Prediction
+
+log = logging.getLogger("segexp")
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -159,7 +162,10 @@ def draw_figures(run_dir: Path) -> None:
     kept = run_dir / "examples" / "samples.npz"
     if not samples.exists() and kept.exists():
         examples, look = _kept_samples(kept)
-        draw_samples(samples, examples, **look)
+        try:
+            draw_samples(samples, examples, **look)
+        except (ValueError, TypeError, LookupError) as error:
+            raise UsageError(f"{kept} is damaged: {first_line(error)}") from error
     if not diagnostics.exists() and (run_dir / "diagnostics.csv").exists():
         kinds = COLUMNS["diagnostics"]
         rows = text_rows(run_dir / "diagnostics.csv", "diagnostics")
@@ -168,6 +174,14 @@ def draw_figures(run_dir: Path) -> None:
         except ValueError as error:
             raise UsageError(f"{run_dir / 'diagnostics.csv'} is damaged: {error}") from error
         draw_diagnostics(diagnostics, typed)
+
+
+def try_to_draw_figures(run_dir: Path) -> None:
+    """`draw_figures`, whose failure is a warning: a run that is done stays done."""
+    try:
+        draw_figures(run_dir)
+    except (UsageError, OSError) as error:
+        log.warning("the figures were not drawn: %s; `segexp show %s` draws them", first_line(error), run_dir)
 
 
 def draw_samples(

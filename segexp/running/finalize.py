@@ -18,7 +18,6 @@ from segexp.errors import DataChangedError
 from segexp.evaluation.pictures import (
     Example,
     as_bytes,
-    draw_figures,
     fixed_choice,
     grey_or_colour,
     image_title,
@@ -26,6 +25,7 @@ from segexp.evaluation.pictures import (
     save_example,
     save_maps,
     save_samples,
+    try_to_draw_figures,
     worst_median_best,
 )
 from segexp.evaluation.predict import Scored, make_forward
@@ -86,7 +86,7 @@ def finalize(
         log.warning("%s", warning)
     _keep_pictures(scorer, scores["test"], summary)
     if spec.config.tracking and spec.config.trainer.figures:
-        draw_figures(spec.run_dir)
+        try_to_draw_figures(spec.run_dir)
     return summary
 
 

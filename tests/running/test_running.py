@@ -1,5 +1,6 @@
 """A run from configuration to finished directory: repeatable, paired, resumable, and honest when it goes wrong."""
 
+import errno
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import time
 import weakref
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ from segexp.config.compose import compose, hydra_session
 from segexp.data.batches import batches_of, epoch_order
 from segexp.errors import TakenOverError, UsageError
 from segexp.evaluation import pictures
-from segexp.records import COLUMNS, NUMERICS, owned, read_table
+from segexp.records import COLUMNS, NUMERICS, owned, read_run, read_table
 from segexp.records.owned import host
 from segexp.records.process import ownership, read_environment, signal_handlers
 from segexp.running import build, finalize, prepare, threads_begun_with
@@ -591,7 +593,7 @@ def test_figures_are_drawn_from_what_a_run_has_kept(
     assert "problem" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive", "large", "flat"])
+@pytest.mark.parametrize("content", [b"", b"no archive", "large", "flat", "words"])
 def test_damaged_samples_are_named(
     content: bytes | str, copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -600,9 +602,23 @@ def test_damaged_samples_are_named(
         monkeypatch.setattr(pictures, "SIDE", 1)
     elif isinstance(content, str):
         with np.load(path) as arrays:
-            np.savez_compressed(path, **{**arrays, "0.truth_HW": np.zeros(3)})
+            look = {**json.loads(arrays["look"].tobytes()), "colors": ["no colour"]}
+            words = {"look": np.frombuffer(json.dumps(look).encode(), np.uint8)}
+            np.savez_compressed(path, **{**arrays, **(words if content == "words" else {"0.truth_HW": np.zeros(3)})})
     else:
         path.write_bytes(content)
     assert cli.main(["show", str(copied)]) == 0
     assert "samples.npz is damaged" in " ".join(capsys.readouterr().out.split())
     assert not (copied / "samples.png").exists()
+
+
+def test_a_run_is_done_without_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with mock.patch("segexp.evaluation.pictures.draw_samples", side_effect=full):
+        assert cli.main(["train", *TINY, "trainer.epochs=1", f"outputs={tmp_path}"]) == 0
+    shown = capsys.readouterr()
+    assert "No space left on device" in shown.err + shown.out
+    (run_dir,) = tmp_path.glob("default/*")
+    assert read_run(run_dir)["status"] == "done"
+    assert cli.main(["show", str(run_dir)]) == 0
+    assert (run_dir / "samples.png").exists()

@@ -105,7 +105,7 @@ def _cuts(reading: Reading, thresholds: pd.DataFrame) -> dict[Path, Cut]:
     (number_R, evidence_R), dice_R = (means.index.get_level_values(n).to_numpy() for n in (0, 1)), means.to_numpy()
     numbers, starts = np.unique(number_R, return_index=True)
     cuts = {}
-    for number, start, stop in zip(numbers, starts, [*starts[1:], len(dice_R)], strict=True):
+    for number, start, stop in zip(numbers, starts, [*starts, len(dice_R)][1:], strict=True):
         run, known = reading.every[number], start + np.flatnonzero(~np.isnan(dice_R[start:stop]))
         if not len(known):
             reading.note("no Dice at any threshold, because no image holds a class", run)

@@ -112,7 +112,7 @@ def test_finished_runs_cost_nothing(tmp_path: Path, quick: list[RunSpec], capsys
     assert dry_run("seed=range(5)", f"outputs={tmp_path}") == 0
     told = capsys.readouterr().out
     assert mentions(told, "3 of 5", "2 done", "1 diverged", "2 to do")
-    assert re.search(r"disk: .* 235 KiB", told)  # of two runs
+    assert re.search(r"disk: .* 234 KiB", told)  # of two runs
     record(jobs[4].run_dir, "of another run", "done")
     assert dry_run("seed=range(5)", f"outputs={tmp_path}") == 1
     assert "will fail: seed=4: " in capsys.readouterr().out

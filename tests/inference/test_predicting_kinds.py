@@ -251,13 +251,13 @@ def test_a_killed_command_goes_on(padded: Outcome, tmp_path: Path, capsys: Captu
     for number, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
         with subprocess.Popen([sys.executable, "-m", "segexp", *words], stdout=subprocess.PIPE, text=True) as process:
             before = len([*(tmp_path / "cut").glob("*.png")])
-            while len([*(tmp_path / "cut").glob("*.png")]) < before + 5 and process.poll() is None:
+            while len([*(tmp_path / "cut").glob("*.png")]) < before + 2 and process.poll() is None:
                 pass
             process.send_signal(number)
             process.communicate()
         assert process.returncode == code
     found = len([*(tmp_path / "cut").glob("*.png")])
-    assert 10 <= found < 40
+    assert 4 <= found < 40
     said = predicted(capsys, *words[1:]).out
     assert mentions(said, f"{40 - found} images predicted", f"{found} were there")
     predicted(capsys, *words[1:3], "-o", tmp_path / "at_once")

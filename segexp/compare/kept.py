@@ -117,7 +117,7 @@ def _write(place: Path, kept: _Kept) -> None:
         if arrays[str(name)].dtype.kind == "i":
             arrays[str(name)] = pd.to_numeric(arrays[str(name)], downcast="integer")
     about = json.dumps({"stamps": kept.stamps, "texts": texts}).encode()
-    np.savez(place / "content.npz", allow_pickle=False, about=np.frombuffer(about, np.uint8), **arrays)
+    np.savez(place / "content.npz", about=np.frombuffer(about, np.uint8), **arrays)  # type: ignore[arg-type]
 
 
 def _read(place: Path) -> _Kept:

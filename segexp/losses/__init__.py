@@ -159,7 +159,8 @@ def reference_planes(prediction: "Prediction", target: "Tensor") -> tuple["Tenso
 
 
 def label_planes(prediction: "Prediction", target: "Tensor") -> tuple["Tensor", "Tensor"]:
-    """`reference_planes` with hard labels as uint8: a quarter of the memory, kept for the backward pass."""
+    """`reference_planes` with hard labels, from 0 to 255, as uint8: a quarter of the memory, kept for the backward
+    pass."""
     import torch
 
     like = prediction.logits_NKHW
@@ -172,9 +173,8 @@ def label_planes(prediction: "Prediction", target: "Tensor") -> tuple["Tensor", 
         # Comparisons in place give bytes: on a CPU several times as fast as booleans.
         labels = target.byte().unsqueeze(1)
         index_K = torch.arange(classes.start, classes.stop, dtype=torch.uint8, device=target.device).view(1, -1, 1, 1)
-        return labels.expand(-1, len(classes), -1, -1).clone().eq_(index_K), labels[:, 0].clone().ne_(IGNORE).view(
-            torch.bool
-        )
+        planes = labels.expand(-1, len(classes), -1, -1).clone().eq_(index_K)
+        return planes, labels[:, 0].clone().ne_(IGNORE).view(torch.bool)
     soft = target.unsqueeze(1) if target.dim() == 3 else target
     if soft.shape != like.shape:
         raise ValueError(f"soft labels {tuple(target.shape)} do not match the logits {tuple(like.shape)}")

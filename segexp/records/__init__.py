@@ -118,6 +118,8 @@ LONGEST = 240
 """Bytes of the longest name of a folder; file systems take 255, and `.old1` may be added."""
 
 FIGURES = ("samples.png", "diagnostics.png")
+"""What `segexp train` draws after a single run, and `segexp show` where they are missing."""
+
 PROGRESS = "progress.json"
 """File of a run that is scoring: done and total images, and seconds. It is removed at the end."""
 

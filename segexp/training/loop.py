@@ -8,6 +8,7 @@ steps. After a non-finite step the (fused) optimizers skip all updates on the de
 with the weights of that step.
 """
 
+import functools
 import logging
 import math
 import sys
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from segexp.activations.head import Head, Prediction
+from segexp.activations.head import Head
 from segexp.config import Config, params
 from segexp.data import torch_seeded
 from segexp.data.batches import Batch, batches_of, epoch_order
@@ -46,6 +47,10 @@ TABLES_EVERY_S = 2.0  # the tables of a run in progress are rewritten after an e
 
 NAN = float("nan")
 
+Measure = Callable[[torch.Tensor, torch.Tensor, Maps], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+"""(logits_NKHW, masks_NHW, maps that the loss needs) -> loss, counts_NF3 of `mask_counts`, share of logits that are not
+finite: all on the device."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -67,6 +72,47 @@ class Task:
     sites: Sequence[Site]
     run_id: str
     resident_bytes: int = 0
+
+    @functools.cached_property
+    def measure(self) -> Measure:
+        """Head, loss and counts of a training batch; on a GPU fused into few kernels."""
+
+        def measure(
+            logits_NKHW: torch.Tensor, masks_NHW: torch.Tensor, maps: Maps
+        ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            prediction = self.head(logits_NKHW)
+            loss = self.loss_of(prediction, masks_NHW, *([maps] if maps else []))
+            counts_NF3 = mask_counts(prediction.foreground_NFHW(), *counted_masks(masks_NHW, prediction))
+            return loss, counts_NF3, (~prediction.logits_NKHW.detach().isfinite()).float().mean()
+
+        return fused(measure) if self.device.type == "cuda" else measure
+
+
+def fused(measure: Measure) -> Measure:
+    """``measure`` by torch.compile for each shape of its input; as it is where that cannot be compiled, which the log
+    says. The environment variable TORCH_COMPILE_DISABLE=1 leaves it as it is."""
+    torch.compiler.reset()  # a process compiles few variants of one function, and may have trained other runs
+    compiled: Measure = torch.compile(measure, dynamic=False)
+    chosen: list[Measure] = []
+
+    def choose(logits_NKHW: torch.Tensor, masks_NHW: torch.Tensor, maps: Maps) -> Measure:
+        trial_NKHW = logits_NKHW.detach().requires_grad_()
+        try:
+            torch.autograd.grad(compiled(trial_NKHW, masks_NHW, maps)[0], trial_NKHW)
+        except Exception as error:  # of any kind: without a C compiler, by a function of the user's own ...
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            log.warning("head and loss are not compiled, which costs some percent of speed: %s", reason)
+            return measure
+        return compiled
+
+    def first_chosen(
+        logits_NKHW: torch.Tensor, masks_NHW: torch.Tensor, maps: Maps
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if not chosen:
+            chosen.append(choose(logits_NKHW, masks_NHW, maps))
+        return chosen[0](logits_NKHW, masks_NHW, maps)
+
+    return first_chosen
 
 
 @dataclass
@@ -257,11 +303,9 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
             heed_interrupts()
             images_NCHW, masks_NHW, maps = on_device(batch, device)
             probe = ActivationProbe(task.network, task.sites) if state.step % EVERY == 0 else None
-            prediction = train_step(config, task, state, forward, images_NCHW, masks_NHW, measures, probe, maps)
+            counts.append(train_step(config, task, state, forward, images_NCHW, masks_NHW, measures, probe, maps))
             if probe is not None:
                 probes.append(probe)
-            decided = prediction.foreground_NFHW()
-            counts.append(mask_counts(decided, *counted_masks(masks_NHW, prediction)))
             state.step += 1
             bar.update()
             if (position + 1) % READ_EVERY == 0 or position + 1 == n_steps:
@@ -306,12 +350,14 @@ def train_step(
     measures: StepMeasures,
     probe: ActivationProbe | None = None,
     maps: Maps | None = None,
-) -> Prediction:
-    """Forward, backward and update, with the probe watching. Reads nothing back from the device."""
+) -> torch.Tensor:
+    """Forward, backward and update, with the probe watching; returns the counts_NF3 of the masks predicted before it.
+
+    Reads nothing back from the device.
+    """
     state.optimizer.zero_grad(set_to_none=True)
     with probe.watching() if probe else nullcontext():
-        prediction = task.head(forward(images_NCHW))
-        loss = task.loss_of(prediction, masks_NHW, *([maps] if maps else []))
+        loss, counts_NF3, frac_nonfinite = task.measure(forward(images_NCHW), masks_NHW, maps or {})
         state.scaler.scale(loss).backward()
     state.scaler.unscale_(state.optimizer)
     if probe:
@@ -329,8 +375,8 @@ def train_step(
             state.optimizer.step()
     if SCHEDULERS[config.scheduler.name].moves == "step":
         state.scheduler.step()
-    measures.unread.append((loss.detach(), norm, (~prediction.logits_NKHW.detach().isfinite()).float().mean()))
-    return prediction
+    measures.unread.append((loss.detach(), norm, frac_nonfinite))
+    return counts_NF3
 
 
 def _clipped_norm(network: torch.nn.Module, limit: float | None) -> torch.Tensor:

@@ -1,0 +1,174 @@
+"""The GPU path on a GPU: the same numbers as on the CPU, and no step that waits for the device.
+
+Skipped without one; other tests hold the same code on the CPU. Where there is one: `pytest -n 0 tests/test_gpu.py`.
+"""
+
+import json
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import interrupted_run, tables, tiny_run, tiny_task
+from tqdm import tqdm
+
+from benchmarks.feed import config_of
+from segexp import cli
+from segexp.activations.head import make_head
+from segexp.activations.hidden import function_names, make_hidden
+from segexp.activations.output import OUTPUT_ACTIVATIONS, HeadMode
+from segexp.data.augment import make_augment
+from segexp.data.batches import batches_of, epoch_order
+from segexp.losses import LOSSES
+from segexp.records import read_table
+from segexp.training import loop
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+GPU = ("trainer.device=cuda",)
+
+HEADS: list[tuple[str, HeadMode]] = [
+    (name, "binary" if "binary" in entry.modes else "softmax")
+    for name, entry in OUTPUT_ACTIVATIONS.items()
+    if entry.log_odds is not None
+]
+
+
+def value_and_gradient(name: str, mode: HeadMode, loss: str, logits: torch.Tensor) -> list[torch.Tensor]:
+    """Of a loss, in float64 on the CPU; compiled, as in training, where the logits are on a GPU."""
+    head, x = make_head(OUTPUT_ACTIVATIONS[name], mode), logits.clone().requires_grad_()
+    places = torch.arange(logits.shape[0] * logits[0, 0].numel(), device=logits.device)
+    target = (places.reshape(logits.shape[0], *logits.shape[2:]) % 7 == 0).long()
+    target[:, :2] = 255
+
+    def value(x: torch.Tensor) -> torch.Tensor:
+        return LOSSES[loss].function(head(x), target)
+
+    torch.compiler.reset()
+    found = (torch.compile(value, fullgraph=True) if x.is_cuda else value)(x)
+    return [found.detach().cpu().double(), torch.autograd.grad(found, x)[0].cpu().double()]
+
+
+@pytest.mark.parametrize("loss", ["ce", "dice"])
+@pytest.mark.parametrize(("name", "mode"), HEADS)
+def test_compiled_heads_are_exact(name: str, mode: HeadMode, loss: str) -> None:
+    """Next to 0, in the tails and far out, against float64."""
+    channels = 3 if mode == "softmax" else 1
+    logits = torch.randn(4, channels, 32, 32, generator=torch.Generator().manual_seed(0))
+    for factor in (1e-4, 3.0, 100.0):
+        exact = value_and_gradient(name, mode, loss, (factor * logits).double())
+        found = value_and_gradient(name, mode, loss, (factor * logits).cuda())
+        for mine, true in zip(found, exact, strict=True):
+            torch.testing.assert_close(mine, true, rtol=1e-4, atol=1e-5 * float(true.abs().max()))
+
+
+@pytest.mark.parametrize("name", function_names())
+def test_hidden_activations_are_those_of_the_cpu(name: str) -> None:
+    module = make_hidden(name, {}, channels=4).eval()  # rrelu draws while training
+    x = 3 * torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    results = []
+    for device in ("cpu", "cuda"):
+        here, leaf = module.to(device), x.to(device).requires_grad_()
+        y = here(leaf)
+        g = torch.linspace(-1, 1, y.numel(), device=device).view_as(y)
+        results.append([t.cpu() for t in (y.detach(), *torch.autograd.grad(y, [leaf, *here.parameters()], g))])
+    for mine, true in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(mine, true, rtol=1e-4, atol=1e-5)
+
+
+def test_augmented_batches_are_those_of_the_cpu() -> None:
+    """To the tolerance that `segexp.data.augment` states; ."""
+    smooth = torch.nn.functional.interpolate(torch.rand(16, 1, 16, 16), size=(128, 128), mode="bicubic")
+    images, masks = smooth.sub(0.5).mul(4), (smooth[:, 0] > 0.5).to(torch.uint8)
+    names, augment = [f"image {n}" for n in range(16)], make_augment(config_of("strong"), 0)
+    assert augment is not None
+    here, masks_here = augment(images.clone(), masks, 1, names, torch.clone)
+    there, masks_there = augment(images.cuda(), masks.cuda(), 1, names, torch.clone)
+    assert there.is_cuda
+    assert (here - there.cpu()).abs().max() < 1e-3
+    assert (masks_here != masks_there.cpu()).float().mean() < 1e-3
+    alone, masks_alone = augment(images[3:4].cuda(), masks[3:4].cuda(), 1, names[3:4], torch.clone)
+    print("alone and in a batch differ by", float((alone[0] - there[3]).abs().max()))
+    torch.testing.assert_close(alone[0], there[3], rtol=0, atol=1e-3)
+    assert (masks_alone[0] != masks_there[3]).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_an_epoch_waits_for_the_device_where_it_reads_alone(tmp_path: Path, precision: str) -> None:
+    prepared, task = tiny_task(tmp_path, *GPU, f"trainer.precision={precision}", "dataset.number=200", "augment=medium")
+    state, quiet = loop.begin(prepared.config, task), tqdm(disable=True)
+    loop.train_epoch(prepared.config, task, state, 1, quiet)  # what is made once may wait
+    steps = len(batches_of(task.train_indices, prepared.config.trainer.batch_size))
+    reads = math.ceil(steps / loop.READ_EVERY)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            loop.train_epoch(prepared.config, task, state, 2, quiet)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [f"{w.filename}:{w.lineno}" for w in seen if "synchronizing" in str(w.message)]
+    # Of a read: three columns and the counts; of a probe its rows; fp16 reads the scale and whether it skips.
+    allowed = 6 * reads + 4 + (3 * steps if precision == "fp16" else 0)
+    print(f"{precision}: {len(waits)} waits in {steps} steps: {sorted(set(waits))}")
+    assert len(waits) <= allowed, sorted(set(waits))
+
+
+def test_resident_and_streamed_batches_are_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[Any] = []
+    for share in (0.5, 0.0):
+        monkeypatch.setattr("segexp.data.batches.RESIDENT_SHARE", share)
+        prepared, task = tiny_task(tmp_path, *GPU, "augment=strong")
+        assert (task.resident_bytes > 0) == (share > 0)
+        order = batches_of(epoch_order(prepared.split["train"], 0, 1), 5)
+        batches.append([(images.cpu(), masks.cpu()) for images, masks, _ in task.batches(1, order)])
+    for resident, streamed in zip(*batches, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(resident, streamed, strict=True))
+
+
+@pytest.mark.parametrize("overrides", [
+    (), ("loss=dice", "activation=arctan"), ("dataset.num_classes=3", "loss=dice_ce"), ("trainer.precision=bf16",),
+    ("trainer.precision=fp16",), ("activation=learned_tail", "loss=ce"), ("hidden_activation=rational",),
+    ("loss=sum", "loss.terms={dice: 1, boundary: 0.01}"), ("dataset.fit=pad",), ("optimizer=sgd",),
+    ("loss=lovasz", "activation=normal_cdf"), ("trainer.clip_norm=1.0", "augment=strong"),
+])  # fmt: skip
+def test_runs_are_those_of_the_cpu(
+    tmp_path: Path, overrides: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first epoch gives nearly the same loss; the run is done, compiled, and says on what it ran."""
+    with caplog.at_level(logging.WARNING, "segexp"):
+        here = tiny_run(tmp_path / "cpu", "trainer.format=channels_last", *overrides)
+        there = tiny_run(tmp_path / "gpu", *GPU, "trainer.format=channels_last", *overrides)
+    assert (here.status, there.status) == ("done", "done"), there.reason
+    assert not [r.message for r in caplog.records if "compiled" in r.message]
+    cpu, gpu = (json.loads((o.run_dir / "run.json").read_text()) for o in (here, there))
+    assert gpu["device"]["type"] == "cuda"
+    assert (gpu["init_sha"], gpu["order_sha"]) == (cpu["init_sha"], cpu["order_sha"])
+    losses = [read_table(o.run_dir / "epochs.csv", "epochs")["loss"].iloc[0] for o in (here, there)]
+    print(overrides, losses)
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_a_run_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    whole = tiny_run(tmp_path / "whole", *GPU)
+    interrupted_run(tmp_path / "parts", 2, *GPU)
+    parts = tiny_run(tmp_path / "parts", *GPU)
+    equal = tables(whole.run_dir)["epochs.csv"] == tables(parts.run_dir)["epochs.csv"]
+    print("bytes of epochs.csv equal after an interruption:", equal)
+    rows = [read_table(o.run_dir / "epochs.csv", "epochs") for o in (whole, parts)]
+    assert rows[0]["loss"].tolist() == pytest.approx(rows[1]["loss"].tolist(), rel=0.05)
+
+
+def test_commands_on_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tiny_run(tmp_path / "outputs", *GPU).run_dir
+    before = (run / "images.csv").read_bytes()
+    assert cli.main(["train", "--from", str(run)]) == 0
+    assert cli.main(["evaluate", str(run)]) == 0
+    print("bytes of images.csv equal after evaluate:", before == (run / "images.csv").read_bytes())
+    capsys.readouterr()
+    assert cli.main(["bench", "activations", "--rounds", "2", "--device", "cuda"]) == 0
+    assert cli.main(["doctor"]) == 0
+    assert torch.cuda.get_device_name() in capsys.readouterr().out

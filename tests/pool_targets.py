@@ -10,6 +10,9 @@ from typing import Any
 from segexp.errors import REFUSED
 from segexp.sweep.pool import BUSY, Report
 
+SLEEP_S = 600.0
+"""How long those sleep that are to be stopped."""
+
 
 def act(payload: Mapping[str, Any], report: Report) -> int:
     """Does what the payload says, and notes in a file that it was begun."""
@@ -45,7 +48,7 @@ def act(payload: Mapping[str, Any], report: Report) -> int:
                 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
                 signal.signal(signal.SIGTERM, _interrupt)
                 (folder / f"{payload['name']}.ready").touch()
-                time.sleep(60)
+                time.sleep(SLEEP_S)
             except KeyboardInterrupt:
                 (folder / f"{payload['name']}.interrupted").touch()
                 return 0
@@ -53,7 +56,7 @@ def act(payload: Mapping[str, Any], report: Report) -> int:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             (folder / f"{payload['name']}.ready").touch()
-            time.sleep(60)
+            time.sleep(SLEEP_S)
     report(status="done", reason="")
     return 0
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from timing import HANGS_S
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
 
 CONF = """\
@@ -95,7 +97,7 @@ def slurm_server() -> Iterator[Path]:
     finally:
         for daemon in reversed(daemons):
             daemon.terminate()
-            daemon.wait(timeout=30)
+            daemon.wait(timeout=HANGS_S)
         shutil.rmtree(folder)
 
 

@@ -250,6 +250,21 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def best_of_three(*words: str) -> float:
+    """Seconds of a process of Python."""
+    taken = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *words], capture_output=True, check=True)
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+@pytest.fixture(scope="module")
+def import_of_torch() -> float:
+    return best_of_three("-c", "import torch")
+
+
 @pytest.mark.parametrize("group", LIGHT)
 def test_what_must_be_quick_imports_no_large_library(group: str, run_dir: Path):
     names = {"RUN": str(run_dir), "OUT": str(run_dir.parent / "tables")}
@@ -287,14 +302,9 @@ def test_the_doctor_imports_torch_alone(tmp_path: Path):
     "--help", "list activations", "list datasets", "list backbones", "completion bash", "show RUN",
     "__complete loss=dice,j train",
 ])  # fmt: skip
-def test_what_must_be_quick_takes_less_than_half_a_second(line: str, run_dir: Path):
+def test_what_must_be_quick_takes_a_fraction_of_importing_torch(line: str, run_dir: Path, import_of_torch: float):
     words = line.replace("RUN", str(run_dir)).split()
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "segexp", *words], capture_output=True, check=True)
-        best = min(best, time.perf_counter() - start)
-    assert best < 0.5
+    assert best_of_three("-m", "segexp", *words) < import_of_torch / 4
 
 
 def test_a_mistake_that_can_be_seen_early_is_reported_before_torch_is_imported(tmp_path: Path):

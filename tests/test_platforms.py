@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from timing import HANGS_S
 from tiny import TINY, tables, tiny_config, tiny_run, wait_until
 
 from segexp.config import canonical
@@ -139,7 +140,7 @@ def test_ctrl_c_lets_every_run_save(tmp_path: Path) -> None:
     process = subprocess.Popen(command(*words), env=environment(), stderr=subprocess.PIPE, text=True)
     wait_until(lambda: len(list(tmp_path.glob("default/*/epochs.csv"))) == 2)
     process.send_signal(signal.SIGINT)
-    _, printed = process.communicate(timeout=120)
+    _, printed = process.communicate(timeout=HANGS_S)
     assert process.returncode == 130, printed
     for record in tmp_path.glob("default/*/run.json"):
         assert json.loads(record.read_text())["status"] == "interrupted"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from messages import mentions
+from timing import HANGS_S, within
 from tiny import TINY, tables, wait_until
 
 from segexp.records import read_run
@@ -83,7 +84,7 @@ def test_a_sweep_killed_twice_ends_as_if_nothing_had_happened(tmp_path: Path) ->
         )
     )
     os.kill(victim["pid"], signal.SIGKILL)
-    told, _ = process.communicate(timeout=300)
+    told, _ = process.communicate(timeout=HANGS_S)
     assert process.returncode == 1
     assert statuses(disturbed) == ["done"] * 23 + ["failed"], f"killed {victim['run_id']}\n{told}"
     (failed,) = (record for record in records(disturbed).values() if record["status"] == "failed")
@@ -112,7 +113,7 @@ def test_a_signal_to_all_stops_a_sweep(number: int, told_so: str, tmp_path: Path
     process = begun(line)
     wait_until(lambda: len(list(tmp_path.glob("outputs/default/*/epochs.csv"))) == 2)
     os.killpg(process.pid, number)
-    told, _ = process.communicate(timeout=120)
+    told, _ = process.communicate(timeout=HANGS_S)
     assert process.returncode == 130, told
     assert told_so in told
     assert mentions(told, "2 interrupted", "2 pending")
@@ -128,7 +129,7 @@ def test_the_same_sweep_twice_at_once_makes_every_run_once(tmp_path: Path) -> No
     """As two people do, or two hosts that share the folder: each waits for what the other is at."""
     line = sweep(tmp_path / "outputs", PAIRS[:5])
     both = [begun(line), begun(line)]
-    told = [process.communicate(timeout=300)[0] for process in both]
+    told = [process.communicate(timeout=HANGS_S)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], told
     assert all("5 done" in text for text in told)
     assert [record["attempts"] for record in records(tmp_path / "outputs").values()] == [1] * 5
@@ -136,7 +137,8 @@ def test_the_same_sweep_twice_at_once_makes_every_run_once(tmp_path: Path) -> No
 
 @pytest.mark.alone
 def test_a_hundred_runs_cost_little_beyond_their_training(tmp_path: Path) -> None:
-    """Half a second each for planning, a process, and its end; training is what a run spends between them."""
+    """Half a second each, of a machine that is not slow, for planning, a process, and its end; training is what a run
+    spends between them."""
     line = sweep(
         tmp_path / "outputs", [{"activation": a, "loss": x, "seed": s} for a, x in ARMS[:4] for s in range(25)]
     )
@@ -151,5 +153,4 @@ def test_a_hundred_runs_cost_little_beyond_their_training(tmp_path: Path) -> Non
     inside = sum(record["seconds"] for record in records(tmp_path / "outputs").values())
     overhead = (2 * wall - inside) / 100
     print(f"{wall:.1f} s, {inside:.1f} s of runs in 2 slots: {overhead:.2f} s of overhead per run")
-    # On a machine that is slow just now all is slow: a run itself, some 1.5 s, is the measure.
-    assert overhead < max(0.5, inside / 100 / 3)
+    assert within(overhead, 0.5, at_once=2)

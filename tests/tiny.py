@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timing import HANGS_S
 
 import segexp
 from segexp.config import Config
@@ -114,7 +115,7 @@ def tables(run_dir: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(run_dir.glob("*.csv")) if p.name != "timings.csv"}
 
 
-def wait_until(happened: Callable[[], Any], seconds: float = 240) -> Any:
+def wait_until(happened: Callable[[], Any], seconds: float = HANGS_S) -> Any:
     """What ``happened`` returns, once that is true."""
     deadline = time.monotonic() + seconds
     while not (found := happened()):

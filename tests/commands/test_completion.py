@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from timing import HANGS_S
 
 from segexp import cli
 from segexp.commands import COMMANDS, parser_of
@@ -191,7 +192,7 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self.outer, keys.encode())
 
-    def read_until(self, pattern: str, seconds: float = 30.0) -> str:
+    def read_until(self, pattern: str, seconds: float = HANGS_S) -> str:
         """What the last group of ``pattern`` matches in what the shell prints from now on."""
         seen, end = "", time.monotonic() + seconds
         while time.monotonic() < end:

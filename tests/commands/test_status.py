@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from fabricated import SECONDS, make_plan, make_run
 from messages import mentions
+from timing import HANGS_S
 
 from segexp import cli
 from segexp.commands.status import is_over, size_of, status_of
@@ -209,7 +210,7 @@ def test_watching_is_quiet_where_nobody_looks(tmp_path: Path) -> None:
         watching = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         time.sleep(1)
         assert watching.poll() is None
-    told, _ = watching.communicate(timeout=30)
+    told, _ = watching.communicate(timeout=HANGS_S)
     assert (watching.returncode, told.count("runs are finished")) == (0, 1)
     assert "\x1b" not in told
 
@@ -226,12 +227,12 @@ def test_watching_redraws_a_terminal_until_ctrl_c(tmp_path: Path) -> None:
     command = [sys.executable, "-c", script, "status", str(tmp_path), "--watch", "0.1"]
     watching = subprocess.Popen(command, stdout=follower, stderr=subprocess.STDOUT)
     os.close(follower)
-    told, deadline = b"", time.monotonic() + 30
+    told, deadline = b"", time.monotonic() + HANGS_S
     while told.count(b"\x1b[2J") < 3 and time.monotonic() < deadline:
         if select.select([leader], [], [], 0.1)[0]:
             told += os.read(leader, 65536)
     watching.send_signal(signal.SIGINT)
-    assert watching.wait(timeout=30) == 0
+    assert watching.wait(timeout=HANGS_S) == 0
     os.close(leader)
     assert told.count(b"\x1b[2J") >= 3
     assert b"1 of 2 runs are finished" in told

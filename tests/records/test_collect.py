@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from fabricated import SECONDS, images_of, make_plan, make_run, sealed
+from timing import bare_reading
 
 from segexp import cli
 from segexp.errors import UsageError
@@ -302,8 +303,10 @@ def test_keys_that_would_be_one_column_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_five_thousand_runs_are_collected_and_listed_in_seconds(tmp_path: Path, capsys: Captured) -> None:
-    """Records of 18 kB, 50 images each. Quiet machine of 2 cores: 4 s to collect and 1 s to list."""
+def test_five_thousand_runs_are_collected_and_listed_in_the_time_of_reading_them(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    """Records of 18 kB, 50 images each. Measured: 3.5 times the time of reading to collect, 0.8 times to list."""
     first = make_run(tmp_path / "study", "00000000")
     record = json.loads((first / "run.json").read_text())
     record["swap_report"] = [{"site": f"encoder.layer{i}", "what": "x" * 180} for i in range(60)]
@@ -321,14 +324,18 @@ def test_five_thousand_runs_are_collected_and_listed_in_seconds(tmp_path: Path, 
         for table in ("split", "epochs", "timings", "summary"):
             if run_dir != first:
                 shutil.copy(first / f"{table}.csv", run_dir)
+    bare = bare_reading(tmp_path)
     started = time.monotonic()
     assert cli.main(["collect", str(tmp_path)]) == 0
     collected = time.monotonic()
     assert cli.main(["status", str(tmp_path)]) == 0
     listed = time.monotonic()
     with capsys.disabled():
-        print(f"\n5,000 runs: collected in {collected - started:.1f} s, listed in {listed - collected:.1f} s")
-    assert collected - started < 30
-    assert listed - collected < 15
+        print(
+            f"\n5,000 runs: read in {bare:.1f} s, collected in {collected - started:.1f} s, "
+            f"listed in {listed - collected:.1f} s"
+        )
+    assert collected - started < 7 * bare
+    assert listed - collected < 2 * bare
     with (tmp_path / "images.csv").open() as file:
         assert sum(1 for _ in file) == 250_001

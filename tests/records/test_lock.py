@@ -6,8 +6,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from timing import HANGS_S
+from tiny import wait_until
 
 from segexp.records.owned import host
 from segexp.records.process import STALE_SECONDS, OwnedError, lock_holder, ownership
@@ -68,13 +71,18 @@ def test_many_processes_one_owner(tmp_path: Path) -> None:
         "import sys, time, pathlib, segexp.records.process as r\n"
         "try:\n"
         "    with r.ownership(pathlib.Path(sys.argv[1])):\n"
-        "        print('mine', flush=True); time.sleep(3)\n"
+        "        print('mine', flush=True); sys.stdin.read()\n"
         "except r.OwnedError: print('owned')\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(12)]
-    answers = [p.communicate(timeout=60)[0].strip() for p in processes]
+    # The owner holds it until all have answered.
+    processes: list[Any] = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(12)
+    ]
+    answers = [process.stdout.readline().strip() for process in processes]
     assert sorted(answers) == ["mine"] + ["owned"] * 11
+    for process in processes:
+        process.communicate(timeout=HANGS_S)
 
 
 def test_a_lock_taken_over_by_another_is_left_alone(tmp_path: Path) -> None:
@@ -89,11 +97,8 @@ def test_a_killed_process_that_nobody_has_waited_for_is_gone(tmp_path: Path) -> 
         "owner = r.ownership(pathlib.Path(sys.argv[1])); owner.__enter__(); os.kill(os.getpid(), 9)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
-    deadline = time.monotonic() + 30
-    while not ((tmp_path / "lock").exists() and (tmp_path / "lock").stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    while lock_holder(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: (tmp_path / "lock").exists() and (tmp_path / "lock").stat().st_size)
+    wait_until(lambda: not lock_holder(tmp_path))
     assert process.returncode is None  # a zombie: its parent has not asked yet
     with ownership(tmp_path):
         pass

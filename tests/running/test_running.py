@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from messages import mentions, one_mentions
+from timing import HANGS_S
 from tiny import TINY, interrupted_run, tables, tiny_config, tiny_run, tiny_task, wait_until, write_pairs
 
 import segexp
@@ -385,7 +385,7 @@ def test_a_stopped_process_that_continues_after_a_takeover(tmp_path: Path) -> No
     subprocess.run(_command(*words), check=True, capture_output=True)
     before = {path: path.read_bytes() for path in lock.parent.rglob("*") if path.is_file()}
     sleeper.send_signal(signal.SIGCONT)
-    _, told = sleeper.communicate(timeout=120)
+    _, told = sleeper.communicate(timeout=HANGS_S)
     assert sleeper.returncode == 2
     assert re.search(r"^segexp: \S+ was taken over", told, flags=re.MULTILINE)
     assert "Traceback" not in told
@@ -433,11 +433,9 @@ def test_ctrl_c_leaves_a_consistent_directory(tmp_path: Path, workers: int) -> N
          f"trainer.workers={workers}"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("default/*/epochs.csv")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until(lambda: list(tmp_path.glob("default/*/epochs.csv")))
     os.killpg(process.pid, signal.SIGINT)
-    _out, err = process.communicate(timeout=60)
+    _out, err = process.communicate(timeout=HANGS_S)
     assert process.returncode == 130, err
     assert "interrupted" in err
     assert "Traceback" not in err

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from slurm_server import slurm_server, why_not
+from timing import HANGS_S
 from tiny import TINY, tables, wait_until
 
 from segexp import cli
@@ -59,7 +60,7 @@ def start(folder: Path, *words: str, die_at: int = -1, written: bool = False) ->
 
 
 def end(process: subprocess.Popen[str], code: int = 0) -> str:
-    said, _ = process.communicate(timeout=300)
+    said, _ = process.communicate(timeout=HANGS_S)
     assert process.returncode == code, said
     return said
 

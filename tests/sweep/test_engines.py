@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from messages import mentions
 from slurm_server import slurm_server, why_not
+from timing import HANGS_S
 from tiny import TINY, tables, tiny_run, wait_until
 
 from segexp.config import LAUNCHERS
@@ -67,7 +68,7 @@ def start(
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def end(driver: subprocess.Popen[str], within: float = 300) -> str:
+def end(driver: subprocess.Popen[str], within: float = HANGS_S) -> str:
     """Its stderr, once it has ended well."""
     out, told = driver.communicate(timeout=within)
     assert driver.returncode == 0, out + told
@@ -169,13 +170,13 @@ SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=10", "hydr
 @pytest.mark.usefixtures("slurm")
 def test_slurm(tmp_path: Path, direct: dict[str, dict[str, bytes]]) -> None:
     """One array, submitted without waiting; a run that is not done is FAILED, and takes none along."""
-    told = end(start("out", SLURM, [*GOOD[:2], DIVERGES, REFUSED, *GOOD[2:]], tmp_path, wait=False), within=30)
+    told = end(start("out", SLURM, [*GOOD[:2], DIVERGES, REFUSED, *GOOD[2:]], tmp_path, wait=False))
     assert not [p for p in by_name(tmp_path / "out").values() if read_run(p)["status"] != "running"]
     (line,) = told.splitlines()
     number = line.split("submitted to Slurm: ")[1].split(";")[0]
     queue = ask("squeue", "--array")
     assert len(queue.splitlines()) == 6, queue
-    wait_until(lambda: not ask("squeue", "-h"), 120)
+    wait_until(lambda: not ask("squeue", "-h"))
     jobs = ask("squeue", "--states=all", "--array", "--jobs", number, "--format=%i %j %P %T %M")
     print(queue, jobs, sep="\n")
     assert states(number) == ["COMPLETED"] * 2 + ["FAILED"] * 2 + ["COMPLETED"]

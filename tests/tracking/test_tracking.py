@@ -109,7 +109,7 @@ def test_a_tracker_that_cannot_start_is_a_warning(tmp_path: Path):
 
 @pytest.mark.parametrize(("code", "reason"), [
     ("import sys; sys.exit('ValueError: first')", "exit code 1: ValueError: first"),
-    ("import time; print('waiting', flush=True); time.sleep(60)", "no answer in 0.5 s: waiting"),
+    ("import time; print('waiting', flush=True); time.sleep(600)", "no answer in 0.5 s: waiting"),
 ])  # fmt: skip
 def test_one_that_fails_or_hangs_is_stopped_and_named(
     code: str, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -119,7 +119,7 @@ def test_one_that_fails_or_hangs_is_stopped_and_named(
     begun = time.monotonic()
     (failure,) = track(tmp_path, ["csv"])()
     assert failure.endswith(reason)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 600 / 10, "it did not wait for the end of the sleep"
 
 
 def test_no_file_of_the_current_folder_is_run(without: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

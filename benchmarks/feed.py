@@ -151,7 +151,8 @@ def fed_steps(quick: bool) -> Iterable[Row]:
     batches = [list(range(start, start + BATCH)) for start in range(0, number, BATCH)]
 
     def fed() -> Iterable[Any]:
-        return training_batches(images, kept, fit, normalise, augment, 1, batches, seed=0, device=device)
+        ahead = device.type == "cuda"
+        return training_batches(images, kept, fit, normalise, augment, 1, batches, seed=0, device=device, ahead=ahead)
 
     network = segexp.build_model([f"dataset.image_size={SIDE}"]).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)

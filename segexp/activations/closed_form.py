@@ -19,13 +19,25 @@ def applied(phi: ClosedForm, x: torch.Tensor, options: Mapping[str, Any]) -> tor
     def value(x: torch.Tensor, *learned: torch.Tensor) -> torch.Tensor:
         return phi.value(x, **{**options, **dict(zip(tensors, learned, strict=True))})
 
-    # Quoted, because the compiler of older torch does not follow the type of a tuple.
-    def gradient(g: torch.Tensor, x: torch.Tensor, *learned: torch.Tensor) -> "tuple[torch.Tensor, ...]":
+    def slopes(x: torch.Tensor, *learned: torch.Tensor) -> list[torch.Tensor]:
         found = phi.derivative(x, **{**options, **dict(zip(tensors, learned, strict=True))})
         of_x, of_options = found if isinstance(found, tuple) else (found, {})
-        return g * of_x, *((g * of_options[name]).sum() for name in tensors)
+        return [of_x, *(of_options[name] for name in tensors)]
 
-    result: torch.Tensor = Applied.apply(value, gradient, True, x, *tensors.values())
+    inputs = (x, *tensors.values())
+    if torch.compiler.is_compiling():
+        # Of operators alone, each input in a difference that is 0: PyTorch 2.11 compiles `Applied` to something without
+        # a gradient, and says nothing.
+        fixed = [tensor.detach() for tensor in inputs]
+        differences = (slope * (now - then) for slope, now, then in zip(slopes(*fixed), inputs, fixed, strict=True))
+        return sum(differences, value(*fixed))
+
+    # Quoted, because the compiler of older torch does not follow the type of a tuple.
+    def gradient(g: torch.Tensor, x: torch.Tensor, *learned: torch.Tensor) -> "tuple[torch.Tensor, ...]":
+        of_x, *of_options = slopes(x, *learned)
+        return g * of_x, *((g * slope).sum() for slope in of_options)
+
+    result: torch.Tensor = Applied.apply(value, gradient, True, *inputs)
     return result
 
 

@@ -53,48 +53,47 @@ class Augment:
         Pixels from outside the image are 0, the mean of the training images, and ignored in the mask. Never waits for
         the device.
         """
-        config, device = self.config, images_NCHW.device
+        config = self.config
         words_N = _words(self.seed, epoch, image_ids)
         flips = (words_N["horizontal"] < config.flip_horizontal, 3), (words_N["vertical"] < config.flip_vertical, 2)
+        sampling = self._sampling(words_N, *masks_NHW.shape[1:])
+        on_device = _uploaded(images_NCHW.device, {
+            **{f"flip {axis}": -chosen_N.astype(np.int32) for chosen_N, axis in flips},
+            **{key: words_N[key] for key in KEYS},
+            "gain": 1 + (2 * words_N["contrast"] - 1) * config.contrast,
+            "shift": 2 * words_N["brightness"] - 1,
+            **(sampling or {}),
+        })  # fmt: skip
         for chosen_N, axis in flips:
             if chosen_N.any():
-                images_NCHW = _flipped(images_NCHW, chosen_N, axis)
-                masks_NHW = _flipped(masks_NHW.unsqueeze(1), chosen_N, axis)[:, 0]
+                all_or_none_N = on_device[f"flip {axis}"]
+                images_NCHW = _flipped(images_NCHW, all_or_none_N, axis)
+                masks_NHW = _flipped(masks_NHW.unsqueeze(1), all_or_none_N, axis)[:, 0]
         images_NCHW = as_input(images_NCHW)
-        if config.rotate_degrees or config.translate or config.scale or config.elastic:
-            images_NCHW, masks_NHW = self._sampled(images_NCHW, masks_NHW, words_N)
+        if sampling is not None:
+            images_NCHW, masks_NHW = _sampled(images_NCHW, masks_NHW, sampling, on_device)
         if config.brightness or config.contrast:
-            changes = (1 + (2 * words_N["contrast"] - 1) * config.contrast, 2 * words_N["brightness"] - 1)
-            gain_N, shift_N = (_floats(change_N, device).view(-1, 1, 1, 1) for change_N in changes)
+            gain_N, shift_N = (on_device[name].view(-1, 1, 1, 1) for name in ("gain", "shift"))
             mean_N = images_NCHW.mean(3, keepdim=True).mean((1, 2), keepdim=True)
             images_NCHW = images_NCHW.sub_(mean_N).mul_(gain_N).add_(mean_N + shift_N * config.brightness)
         if config.noise:
-            noise = normal_field(words_N["noise"], tuple(images_NCHW.shape[1:]), device)
+            noise = normal_field(on_device["noise"], tuple(images_NCHW.shape[1:]))
             images_NCHW = images_NCHW.add_(noise.mul_(config.noise))
         return images_NCHW, masks_NHW
 
-    def _sampled(
-        self, images_NCHW: torch.Tensor, masks_NHW: torch.Tensor, words_N: dict[str, np.ndarray]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Affine and elastic change by one sampling: bilinear for images, the nearest pixel for masks."""
-        height, width = masks_NHW.shape[1:]
+    def _sampling(self, words_N: dict[str, np.ndarray], height: int, width: int) -> dict[str, np.ndarray] | None:
+        """By image what `_sampled` needs: theta of `_grid` (N, 6), strength of the elastic change, and whether it moves
+        at all; None if no image does."""
+        config = self.config
+        if not (config.rotate_degrees or config.translate or config.scale or config.elastic):
+            return None
         matrix_N23 = self._matrices(words_N, height, width)
-        elastic_N = words_N["elastic"] < self.config.elastic
+        elastic_N = words_N["elastic"] < config.elastic
         moved_N = elastic_N | (matrix_N23 != np.eye(2, 3)).any((1, 2))
         if not moved_N.any():
-            return images_NCHW, masks_NHW
-        field_N2HW = None
-        if elastic_N.any():
-            field_N2HW = displacement(words_N["dx"], words_N["dy"], elastic_N, (height, width), images_NCHW.device)
-        grid_NHW2 = _grid(matrix_N23, field_N2HW, (height, width), images_NCHW.device)
-        sampled = F.grid_sample(images_NCHW, grid_NHW2, align_corners=False)  # 0 outside
-        classes = masks_NHW.unsqueeze(1).to(images_NCHW.dtype) - IGNORE  # so that it is IGNORE outside
-        nearest = F.grid_sample(classes, grid_NHW2, mode="nearest", align_corners=False)[:, 0]
-        masks = nearest.add_(IGNORE).to(masks_NHW.dtype)
-        if moved_N.all():
-            return sampled, masks
-        moved = torch.from_numpy(moved_N).to(images_NCHW.device, non_blocking=True).view(-1, 1, 1, 1)
-        return torch.where(moved, sampled, images_NCHW), torch.where(moved[:, 0], masks, masks_NHW)
+            return None
+        theta_N6 = (matrix_N23 * np.array([[2 / width], [2 / height]])).reshape(-1, 6)
+        return {"theta": theta_N6, "elastic": elastic_N * (ALPHA / 2 / math.sqrt(3)), "moved": moved_N.astype(np.int32)}
 
     def _matrices(self, words_N: dict[str, np.ndarray], height: int, width: int) -> np.ndarray:
         """Where pixels come from, (N, 2, 3): (x, y, 1) from the centre -> (x, y) of the source, in pixels."""
@@ -122,31 +121,68 @@ def _words(seed: int, epoch: int, image_ids: Sequence[str]) -> dict[str, np.ndar
     return numbers | {key: words_NW[:, len(WORDS) + k].astype(np.int32) for k, key in enumerate(KEYS)}
 
 
-def _floats(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.float32)).to(device, non_blocking=True)
+def _uploaded(device: torch.device, columns: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Columns (N,) or (N, P), int32 or to be float32, on the device by one copy that does not wait."""
+    as_bits = {k: (v if v.dtype == np.int32 else v.astype(np.float32).view(np.int32)) for k, v in columns.items()}
+    packed = np.column_stack(list(as_bits.values()))
+    bits_PN = torch.from_numpy(np.ascontiguousarray(packed.T)).to(device, non_blocking=True)
+    found, start = {}, 0
+    for name, column in columns.items():
+        width = column[0].size
+        rows = bits_PN[start : start + width].T if column.ndim == 2 else bits_PN[start]
+        found[name] = rows if column.dtype == np.int32 else rows.view(torch.float32)
+        start += width
+    return found
 
 
-def _flipped(images_NCHW: torch.Tensor, chosen_N: np.ndarray, axis: int) -> torch.Tensor:
-    """The chosen images flipped. Bits are selected, which is quicker on a CPU than ``where``, and equal."""
+def _flipped(images_NCHW: torch.Tensor, all_or_none_N: torch.Tensor, axis: int) -> torch.Tensor:
+    """The chosen images flipped. all_or_none: int32, all bits of those that are chosen. Bits are selected, which is
+    quicker on a CPU than ``where``, and equal."""
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[images_NCHW.element_size()]
     bits = images_NCHW.contiguous().view(kind)
-    all_or_none = torch.from_numpy(-chosen_N.astype(np.int32)).to(images_NCHW.device, non_blocking=True)
-    changed = bits.flip(axis).bitwise_xor_(bits).bitwise_and_(all_or_none.to(kind).view(-1, 1, 1, 1))
+    changed = bits.flip(axis).bitwise_xor_(bits).bitwise_and_(all_or_none_N.to(kind).view(-1, 1, 1, 1))
     return changed.bitwise_xor_(bits).view(images_NCHW.dtype)
 
 
-def _grid(
-    matrix_N23: np.ndarray, field_N2HW: torch.Tensor | None, size: tuple[int, int], device: torch.device
-) -> torch.Tensor:
-    """The grid of `grid_sample`: where each pixel comes from, from -1 to 1. field: moves pixels before the matrix."""
+def _sampled(
+    images_NCHW: torch.Tensor,
+    masks_NHW: torch.Tensor,
+    sampling: dict[str, np.ndarray],
+    on_device: dict[str, torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Affine and elastic change by one sampling: bilinear for images, the nearest pixel for masks. sampling: see
+    `Augment._sampling`; on_device holds the same, and the keys."""
+    size, field_N2HW = masks_NHW.shape[1:], None
+    if sampling["elastic"].any():
+        field_N2HW = displacement(on_device["dx"], on_device["dy"], on_device["elastic"], size)
+    grid_NHW2 = _grid(on_device["theta"], field_N2HW, size)
+    sampled = F.grid_sample(images_NCHW, grid_NHW2, align_corners=False)  # 0 outside
+    classes = masks_NHW.unsqueeze(1).to(images_NCHW.dtype) - IGNORE  # so that it is IGNORE outside
+    nearest = F.grid_sample(classes, grid_NHW2, mode="nearest", align_corners=False)[:, 0]
+    masks = nearest.add_(IGNORE).to(masks_NHW.dtype)
+    if sampling["moved"].all():
+        return sampled, masks
+    moved = on_device["moved"].bool().view(-1, 1, 1, 1)
+    return torch.where(moved, sampled, images_NCHW), torch.where(moved[:, 0], masks, masks_NHW)
+
+
+def _grid(theta_N6: torch.Tensor, field_N2HW: torch.Tensor | None, size: Sequence[int]) -> torch.Tensor:
+    """The grid of `grid_sample`: where each pixel comes from, from -1 to 1. theta: by which (x, y, 1) from the centre,
+    in pixels, are multiplied. field: moves pixels before that."""
     height, width = size
-    theta = _floats(matrix_N23 * np.array([[2 / width], [2 / height]]), device).view(-1, 2, 3, 1, 1)
-    x_W, y_H1 = (torch.arange(n, dtype=torch.float32, device=device) - (n - 1) / 2 for n in (width, height))
-    grid_N2HW = theta[:, :, 0] * x_W + (theta[:, :, 1] * y_H1.unsqueeze(1) + theta[:, :, 2])
+    theta = theta_N6.reshape(-1, 2, 3, 1, 1)
+    x_W, y_H1 = _places(width, theta.device), _places(height, theta.device).unsqueeze(1)
+    grid_N2HW = theta[:, :, 0] * x_W + (theta[:, :, 1] * y_H1 + theta[:, :, 2])
     if field_N2HW is not None:
         for axis in (0, 1):
             grid_N2HW.add_(theta[:, :, axis] * field_N2HW[:, axis : axis + 1])
     return grid_N2HW.permute(0, 2, 3, 1)
+
+
+@functools.lru_cache(8)
+def _places(side: int, device: torch.device) -> torch.Tensor:
+    """Pixels along an axis by their distance from the centre, (side,)."""
+    return torch.arange(side, dtype=torch.float32, device=device) - (side - 1) / 2
 
 
 # Random fields
@@ -161,36 +197,44 @@ def _mixed(bits: torch.Tensor) -> torch.Tensor:
     return bits
 
 
-def normal_field(key_N: np.ndarray, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Standard normal numbers, float32 (N, *shape), each by its key and its place alone (Box and Muller 1958)."""
+@functools.lru_cache(8)
+def _mixed_places(number: int, device: torch.device) -> torch.Tensor:
+    return _mixed(torch.arange(number, dtype=torch.int32, device=device))
+
+
+def normal_field(key_N: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal numbers, float32 (N, *shape), each by its int32 key and its place alone (Box and Muller 1958)."""
     count = math.prod(shape)
     half = -(-count // 2)
-    keys = torch.from_numpy(key_N).to(device, non_blocking=True).unsqueeze(1)
-    bits = _mixed(_mixed(torch.arange(half, dtype=torch.int32, device=device)) ^ keys)
+    bits = _mixed(_mixed_places(half, key_N.device) ^ key_N.unsqueeze(1))
     radius = ((bits >> 16) & 0xFFFF).float().add_(0.5).mul_(2.0**-16).log_().mul_(-2).sqrt_()
     angle = bits.bitwise_and_(0xFFFF).float().mul_(2 * math.pi / 2**16)
-    field = torch.empty(len(key_N), 2, half, device=device)
+    field = torch.empty(len(key_N), 2, half, device=key_N.device)
     torch.mul(angle.cos(), radius, out=field[:, 0])
     torch.mul(angle.sin_(), radius, out=field[:, 1])
     return field.flatten(1)[:, :count].view(-1, *shape)
 
 
 def displacement(
-    dx_key_N: np.ndarray, dy_key_N: np.ndarray, chosen_N: np.ndarray, size: tuple[int, int], device: torch.device
+    dx_key_N: torch.Tensor, dy_key_N: torch.Tensor, strength_N: torch.Tensor, size: Sequence[int]
 ) -> torch.Tensor:
-    """By how many pixels each pixel is moved, (N, 2, H, W), first along the width; 0 in images that are not chosen.
+    """By how many pixels each pixel is moved, (N, 2, H, W), first along the width: strength, float32, times noise of
+    variance 1 at every pixel that is blurred.
 
     Blurring noise at every pixel by a Gaussian is a sum of Gaussians; nodes SIGMA apart give a field of the same mean,
     covariance and reflection at the border, for 1/25 of the numbers.
     """
-    spread_Hh, spread_Ww = (torch.from_numpy(_spread(n)).to(device, non_blocking=True) for n in size)
+    spread_Hh, spread_Ww = (_spread_on(side, strength_N.device) for side in size)
     nodes = (spread_Hh.shape[1], spread_Ww.shape[1])
-    noise = torch.stack([normal_field(key_N, nodes, device) for key_N in (dx_key_N, dy_key_N)], dim=1)
-    noise *= _floats(chosen_N * (ALPHA / 2 / math.sqrt(3)), device).view(-1, 1, 1, 1)  # of variance 1/3: uniform
-    return spread_Hh @ noise @ spread_Ww.T
+    noise = normal_field(torch.cat((dx_key_N, dy_key_N)), nodes).view(2, -1, *nodes).transpose(0, 1)
+    return spread_Hh @ (noise * strength_N.view(-1, 1, 1, 1)) @ spread_Ww.T
 
 
-@functools.cache
+@functools.lru_cache(8)
+def _spread_on(side: int, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(_spread(side)).to(device, non_blocking=True)
+
+
 def _spread(side: int) -> np.ndarray:
     """float32 (side, nodes): weight of each node of white noise at each pixel, reflected at both ends."""
     number = max(1, math.ceil((side - 1) / SIGMA))

@@ -87,9 +87,13 @@ class Normalisation:
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """(..., C, H, W) -> the same with mean 0 and standard deviation 1."""
-        columns = (torch.tensor(v, dtype=image.dtype).view(-1, 1, 1) for v in (self.mean_C, self.std_C))
-        mean, std = (column.to(image.device, non_blocking=True) for column in columns)
-        return (image - mean).div_(std)
+        return self.on(image.device, image.dtype)(image)
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The same for many images, with its constants on their device."""
+        columns = (torch.tensor(v, dtype=dtype).view(-1, 1, 1) for v in (self.mean_C, self.std_C))
+        mean, std = (column.to(device, non_blocking=True) for column in columns)
+        return lambda image: (image - mean).div_(std)
 
 
 def make_reader(image_set: ImageSet, fit: InputGeometry) -> Read:
@@ -205,14 +209,17 @@ def training_batches(
 ) -> Iterator[Batch]:
     """The batches of one epoch, prepared on ``device``; also the maps, which are of the augmented masks.
 
-    workers: processes that read, and on the CPU also prepare. ahead: without them, a thread reads one batch ahead.
+    workers: processes that read, and on the CPU also prepare. ahead: without them, a thread makes one batch ahead.
     pin_memory: read into pinned memory, for a copy that does not wait.
     kept: the maps of earlier epochs by image, to use and to add to, where the masks are always the same.
     """
-    ahead = ahead and not workers  # a process must not touch the GPU: the loader's own thread pins
+    standard = normalise.on(device, torch.float32)
 
     def as_input(images_NCHW: torch.Tensor) -> torch.Tensor:
-        return normalise(_unit_range(images_NCHW))
+        return standard(_unit_range(images_NCHW))
+
+    def load(indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        return _stored_batch(read, fit, indices, lambda i: generator(seed, "window", epoch, image_set.image_ids[i]))
 
     def prepared(indices: Sequence[int], stored: tuple[torch.Tensor, torch.Tensor]) -> Batch:
         images_NCHW, masks_NHW = (tensor.to(device, non_blocking=True) for tensor in stored)
@@ -223,19 +230,20 @@ def training_batches(
             images_NCHW, masks_NHW = augment(images_NCHW, masks_NHW, epoch, image_ids, as_input)
         return images_NCHW, masks_NHW.long(), _maps_of_batch(maps_of, masks_NHW, indices, kept or {})
 
-    def load(indices: Sequence[int]) -> Any:
-        stored = _stored_batch(read, fit, indices, lambda i: generator(seed, "window", epoch, image_set.image_ids[i]))
-        if device.type == "cpu":
-            return prepared(indices, stored)
-        return tuple(tensor.pin_memory() for tensor in stored) if pin_memory and ahead else stored
+    def made(indices: Sequence[int]) -> Batch:
+        stored = load(indices)
+        if pin_memory and ahead and device.type != "cpu" and not stored[0].is_cuda:
+            stored = stored[0].pin_memory(), stored[1].pin_memory()
+        return prepared(indices, stored)
 
-    loaded: Iterable[Any] = _ahead(load, batches) if ahead else map(load, batches)
+    loaded: Iterable[Any] = _ahead(made, batches) if ahead and not workers else map(made, batches)
     if workers:
         options: Any = {"multiprocessing_context": "fork", "generator": torch.Generator()}  # not the global one
         items: Any = batches
-        loaded = DataLoader(items, None, num_workers=workers, collate_fn=load, pin_memory=pin_memory, **options)
+        collate = made if device.type == "cpu" else load  # a process must not touch the GPU: the loader's thread pins
+        loaded = DataLoader(items, None, num_workers=workers, collate_fn=collate, pin_memory=pin_memory, **options)
     for indices, found in zip(batches, loaded, strict=True):
-        batch = found if device.type == "cpu" else prepared(indices, found)
+        batch = prepared(indices, found) if workers and device.type != "cpu" else found
         if kept is not None:  # Here, because a worker process ends with the epoch.
             _keep_maps(kept, indices, batch[2])
         yield batch

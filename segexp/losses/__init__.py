@@ -174,12 +174,19 @@ def label_planes(prediction: "Prediction", target: "Tensor") -> tuple["Tensor", 
         labels = target.byte().unsqueeze(1)
         index_K = torch.arange(classes.start, classes.stop, dtype=torch.uint8, device=target.device).view(1, -1, 1, 1)
         planes = labels.expand(-1, len(classes), -1, -1).clone().eq_(index_K)
-        return planes, labels[:, 0].clone().ne_(IGNORE).view(torch.bool)
+        return planes, retyped(labels[:, 0].clone().ne_(IGNORE), torch.bool)
     soft = target.unsqueeze(1) if target.dim() == 3 else target
     if soft.shape != like.shape:
         raise ValueError(f"soft labels {tuple(target.shape)} do not match the logits {tuple(like.shape)}")
     valid = ~soft.isnan().any(dim=1)
     return soft.to(like.dtype).where(valid.unsqueeze(1), 0.0), valid
+
+
+def retyped(zeros_and_ones: "Tensor", dtype: Any) -> "Tensor":
+    """Bytes as booleans or booleans as bytes: the same memory, but for a compiler, which cannot do that and fuses."""
+    import torch
+
+    return zeros_and_ones.to(dtype) if torch.compiler.is_compiling() else zeros_and_ones.view(dtype)
 
 
 def weights_of_classes(class_weights: Sequence[float] | None, like: "Prediction") -> "Tensor":

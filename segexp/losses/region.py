@@ -5,7 +5,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from segexp.activations.output import ALL_MODES
-from segexp.losses import LOSSES, Maps, label_planes, log_odds_of, loss, mean_over, term_of, weights_of_classes
+from segexp.losses import (
+    LOSSES,
+    Maps,
+    label_planes,
+    log_odds_of,
+    loss,
+    mean_over,
+    retyped,
+    term_of,
+    weights_of_classes,
+)
 from segexp.losses.pixelwise import ce
 from segexp.registry import NOT_NEGATIVE, POSITIVE, REQUIRED, Range
 
@@ -62,7 +72,7 @@ def planes_of(
 
     phi = log_odds_of(prediction)
     y, valid = label_planes(prediction, target)
-    weight = valid.unsqueeze(1).view(torch.uint8)
+    weight = retyped(valid.unsqueeze(1), torch.uint8)
     p, weights = prediction.values_NKHW, weights_of_classes(class_weights, prediction)
     if prediction.mode == "softmax" and classes == "foreground":
         p, y = p[:, prediction.first :], y[:, prediction.first :]

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from segexp.losses import log_odds_of, loss, reference_planes
+from segexp.losses import log_odds_of, loss, reference_planes, retyped
 from segexp.losses.region import NotNegative, Planes, Reduction, mean_of_classes, planes_of
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def t_vmf_dice(
     log_p = log_p.masked_fill(~weight, limits.min)
     p = (log_p - log_p.detach().amax((0, 2, 3) if reduction == "batch" else (2, 3), keepdim=True)).exp()
     y = y * weight
-    planes = Planes(p, y, weight.view(torch.uint8), p.new_ones(p.shape[1]))
+    planes = Planes(p, y, retyped(weight, torch.uint8), p.new_ones(p.shape[1]))
     both, predicted, truth = (planes.pooled(values, reduction) for values in (p * y, p * p * weight, y * y))
     # Rounding must not bring the cosine above 1.
     apart = (1 - both / (predicted * truth).clamp_min(limits.tiny).sqrt()).clamp_min(0)

@@ -284,7 +284,7 @@ def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
     device = scorer.device if on_gpu else torch.device("cpu")
     read, resident_bytes = resident(scorer.read, spec.split["train"], device)
     images = (image_set, read, scorer.geometry, scorer.normalise, augment)
-    options: Any = {"device": device, "ahead": scorer.device.type == "cuda" and not (on_gpu and resident_bytes)}
+    options: Any = {"device": device, "ahead": scorer.device.type == "cuda"}
     options["workers"] = 0 if on_gpu and resident_bytes else config.trainer.workers
     options["pin_memory"] = scorer.device.type == "cuda"
     if functions:

@@ -89,21 +89,29 @@ class Task:
 
 
 def fused(measure: Measure) -> Measure:
-    """``measure`` by torch.compile for each shape of its input; as it is where that cannot be compiled, which the log
-    says. The environment variable TORCH_COMPILE_DISABLE=1 leaves it as it is."""
+    """``measure`` by torch.compile for each shape of its input; as it is where that fails, or gives another gradient
+    for the first batch, which the log says, and where the environment has TORCH_COMPILE_DISABLE=1."""
     torch.compiler.reset()  # a process compiles few variants of one function, and may have trained other runs
     compiled: Measure = torch.compile(measure, dynamic=False)
     chosen: list[Measure] = []
 
     def choose(logits_NKHW: torch.Tensor, masks_NHW: torch.Tensor, maps: Maps) -> Measure:
         trial_NKHW = logits_NKHW.detach().requires_grad_()
+
+        def gradient_of(function: Measure) -> torch.Tensor:
+            return torch.autograd.grad(function(trial_NKHW, masks_NHW, maps)[0], trial_NKHW)[0].float()
+
         try:
-            torch.autograd.grad(compiled(trial_NKHW, masks_NHW, maps)[0], trial_NKHW)
+            found = gradient_of(compiled)
         except Exception as error:  # of any kind: without a C compiler, by a function of the user's own ...
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            log.warning("head and loss are not compiled, which costs some percent of speed: %s", reason)
-            return measure
-        return compiled
+        else:
+            plain = gradient_of(measure)
+            if not plain.isfinite().all() or (found - plain).norm() <= 0.01 * plain.norm():
+                return compiled
+            reason = "compiled they give another gradient"
+        log.warning("head and loss are not compiled, which costs some percent of speed: %s", reason)
+        return measure
 
     def first_chosen(
         logits_NKHW: torch.Tensor, masks_NHW: torch.Tensor, maps: Maps

@@ -9,11 +9,10 @@ from torchvision.transforms import v2
 
 from segexp.data import augment as augmentation
 from segexp.data import torch_seeded
-from segexp.data.augment import Augment, displacement, make_augment, normal_field
+from segexp.data.augment import ALPHA, Augment, displacement, make_augment, normal_field
 from segexp.data.image_set import AugmentConfig
 from segexp.losses import IGNORE
 
-CPU = torch.device("cpu")
 STRONG = {
     "flip_horizontal": 0.5, "flip_vertical": 0.5, "rotate_degrees": 45.0, "translate": 0.1, "scale": 0.25,
     "brightness": 1.0, "contrast": 0.3, "noise": 0.15, "elastic": 0.5,
@@ -156,19 +155,20 @@ def test_the_elastic_field_has_the_covariance_of_torchvision(side: int) -> None:
 
 def test_the_elastic_field_has_the_strength_of_torchvision() -> None:
     """(ALPHA / 2)^2 / 3 times the variance of the blurred noise, for both axes, which are independent."""
-    keys = np.random.default_rng(0).integers(-(2**31), 2**31, (2, 400)).astype(np.int32)
-    field = displacement(keys[0], keys[1], np.arange(400) != 0, (44, 44), CPU)
+    drawn = np.random.default_rng(0).integers(-(2**31), 2**31, (2, 400)).astype(np.int32)
+    dx, dy = torch.from_numpy(drawn)
+    strength = torch.where(torch.arange(400) == 0, 0.0, ALPHA / 2 / np.sqrt(3))
+    field = displacement(dx, dy, strength, (44, 44))
     assert (field[0] == 0).all()
     middle = field[1:, :, 12:32, 12:32]
     assert middle.mean() == pytest.approx(0.0, abs=0.02)
     assert middle.square().mean((0, 2, 3)).tolist() == pytest.approx([75 / (4 * np.pi * 25)] * 2, rel=0.1)
     assert (middle[:, 0] * middle[:, 1]).mean() == pytest.approx(0.0, abs=0.02)
-    assert displacement(keys[0], keys[1], np.ones(400, bool), (8, 9), CPU).shape == (400, 2, 8, 9)
+    assert displacement(dx, dy, strength, (8, 9)).shape == (400, 2, 8, 9)
 
 
 def test_noise_is_normal_and_its_fields_are_independent() -> None:
-    keys = np.arange(64, dtype=np.int32)
-    noise = normal_field(keys, (3, 64, 65), CPU)
+    noise = normal_field(torch.arange(64, dtype=torch.int32), (3, 64, 65))
     for power, expected in ((1, 0.0), (2, 1.0), (3, 0.0), (4, 3.0)):
         assert (noise**power).mean() == pytest.approx(expected, abs=0.03)
     flat = noise.flatten(1)

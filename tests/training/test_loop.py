@@ -27,7 +27,7 @@ from segexp.running import prepare
 from segexp.running.build import initial_network
 from segexp.training import checkpoint
 from segexp.training.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
-from segexp.training.loop import StepMeasures, begin, first_bad_layer, peak_memory_mib, train_step
+from segexp.training.loop import StepMeasures, begin, first_bad_layer, fused, peak_memory_mib, train_step
 
 READS = ("_local_scalar_dense", "nonzero", "_to_copy", "is_nonzero", "unique", "equal")
 """Operators that make the host wait for the device, or copy between the two."""
@@ -69,6 +69,35 @@ def test_a_step_reads_nothing_back(tmp_path: Path, overrides: tuple[str, ...]) -
     assert not [name for name in seen.names if name in READS]
     measures.read()
     assert measures.row()["loss"] > 0
+
+
+def _wrong_gradient(measure: Any, dynamic: bool) -> Any:
+    return lambda logits, masks, maps: (measure(logits, masks, maps)[0].detach() + 0 * logits.sum(), None, None)
+
+
+def _fails(measure: Any, dynamic: bool) -> Any:
+    def compiled(*inputs: Any) -> Any:
+        raise RuntimeError("no C compiler\nand more")
+
+    return compiled
+
+
+@pytest.mark.parametrize(("compiler", "reason"), [
+    (lambda measure, dynamic: measure, ""), (_wrong_gradient, "another gradient"), (_fails, "no C compiler"),
+])  # fmt: skip
+def test_what_compiles_wrongly_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, compiler: Any, reason: str
+) -> None:
+    _, task = tiny_task(tmp_path)
+    monkeypatch.setattr(torch, "compile", compiler)
+    logits = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    masks = (logits.detach()[:, 0] > 0).long()
+    with caplog.at_level("WARNING", "segexp"):
+        found, plain = fused(task.measure)(logits, masks, {}), task.measure(logits, masks, {})
+    assert all(torch.equal(mine, true) for mine, true in zip(found, plain, strict=True))
+    assert len(caplog.records) == bool(reason)
+    assert reason in caplog.text
+    assert "and more" not in caplog.text
 
 
 SGD_EPOCH = ("trainer.epochs=1", "optimizer=sgd", "optimizer.weight_decay=0.0")

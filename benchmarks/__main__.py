@@ -66,8 +66,9 @@ def main(words: list[str]) -> int:
     results = json.loads(given.json.read_text(encoding="utf-8")) if given.json and given.json.exists() else {}
     for name in given.names or known:
         print(f"\n{known[name].title}", flush=True)
-        rows = list(known[name].function(given.quick))
-        for row in rows:
+        rows = []
+        for row in known[name].function(given.quick):
+            rows.append(row)
             case, value, baseline, asked = line(row)
             print(f"  {case:44} {value:32} {'of ' + baseline if baseline else '':24} {asked}", flush=True)
         date = datetime.date.today().isoformat()

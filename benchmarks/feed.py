@@ -18,7 +18,7 @@ import segexp
 from benchmarks import Row, benchmark, counted, in_turns, ratios
 from segexp.data import torch_seeded
 from segexp.data.augment import make_augment
-from segexp.data.batches import InputGeometry, Normalisation, make_reader, resident, training_batches
+from segexp.data.batches import InputGeometry, Normalisation, batches_at_once, make_reader, resident, training_batches
 from segexp.data.image_set import AugmentConfig, ImageSet, Pair
 from segexp.evaluation.boundary import boundary_scores
 from segexp.evaluation.objects import match_objects
@@ -94,6 +94,13 @@ def one_by_one(config: AugmentConfig) -> Callable[[torch.Tensor, torch.Tensor, i
     return augment
 
 
+def as_in_a_run(device: torch.device) -> dict[str, Any]:
+    """What a run asks of `training_batches` on this device."""
+    if device.type != "cuda":
+        return {"device": device}
+    return {"device": device, "ahead": True, "at_once": batches_at_once(BATCH, SIDE)}
+
+
 @benchmark("Training batches of augmented images (128 px, 3 channels, batch 16)")
 def feed(quick: bool) -> Iterable[Row]:
     """Rows for each strength: speed against torchvision's, images a second, and the bytes that are kept."""
@@ -111,7 +118,7 @@ def feed(quick: bool) -> Iterable[Row]:
         def ours(augment: Any = augment, epoch: Any = epoch) -> None:
             epoch.number += 1
             parts = (images, kept, fit, normalise, augment, epoch.number, batches)
-            for _ in training_batches(*parts, seed=0, device=device):
+            for _ in training_batches(*parts, seed=0, **as_in_a_run(device)):
                 pass
 
         def torchvision(each: Any = each, epoch: Any = epoch) -> None:
@@ -151,8 +158,7 @@ def fed_steps(quick: bool) -> Iterable[Row]:
     batches = [list(range(start, start + BATCH)) for start in range(0, number, BATCH)]
 
     def fed() -> Iterable[Any]:
-        ahead = device.type == "cuda"
-        return training_batches(images, kept, fit, normalise, augment, 1, batches, seed=0, device=device, ahead=ahead)
+        return training_batches(images, kept, fit, normalise, augment, 1, batches, seed=0, **as_in_a_run(device))
 
     network = segexp.build_model([f"dataset.image_size={SIDE}"]).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)

@@ -26,7 +26,10 @@ from segexp.losses import LOSSES
 from segexp.records import read_table
 from segexp.training import loop
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
+    pytest.mark.filterwarnings("default"),  # the compiler warns about itself
+]
 
 GPU = ("trainer.device=cuda",)
 

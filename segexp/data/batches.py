@@ -13,6 +13,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ CPU = torch.device("cpu")
 
 RESIDENT = 2**28  # most bytes of training images that a run keeps in memory as they are stored
 RESIDENT_SHARE = 0.2  # of the memory of a GPU that is free before training, for the same
+
+AT_ONCE = 2**22  # pixels of the batches that a GPU prepares at once, some 100 bytes each while it does
 
 MAPS_MEMORY = 2**30  # bytes of maps that a run keeps of training images, and again of validation images
 
@@ -174,6 +177,11 @@ def batches_of(order: Sequence[int], batch_size: int) -> list[list[int]]:
     return batches
 
 
+def batches_at_once(batch_size: int, side: int) -> int:
+    """How many batches a GPU prepares at once: of at most `AT_ONCE` pixels."""
+    return max(1, AT_ONCE // (batch_size * side**2))
+
+
 def resident(read: Read, indices: Sequence[int], device: torch.device) -> tuple[Read, int]:
     """``read`` that has these samples in the memory of the device, and their bytes; or ``read`` and 0 if they do not
     fit: into `RESIDENT` bytes, on CUDA into the `RESIDENT_SHARE` of the memory that is free."""
@@ -204,12 +212,14 @@ def training_batches(
     workers: int = 0,
     pin_memory: bool = False,
     ahead: bool = False,
+    at_once: int = 1,
     maps_of: MapsOf = lambda masks_NHW: {},
     kept: dict[int, Maps] | None = None,
 ) -> Iterator[Batch]:
     """The batches of one epoch, prepared on ``device``; also the maps, which are of the augmented masks.
 
-    workers: processes that read, and on the CPU also prepare. ahead: without them, a thread makes one batch ahead.
+    workers: processes that read, and on the CPU also prepare. ahead: without them, a thread works ahead. at_once:
+    without them, so many batches are prepared at once, which changes none: a GPU takes as long to start as for one.
     pin_memory: read into pinned memory, for a copy that does not wait.
     kept: the maps of earlier epochs by image, to use and to add to, where the masks are always the same.
     """
@@ -236,7 +246,15 @@ def training_batches(
             stored = stored[0].pin_memory(), stored[1].pin_memory()
         return prepared(indices, stored)
 
-    loaded: Iterable[Any] = _ahead(made, batches) if ahead and not workers else map(made, batches)
+    def several(group: Sequence[Sequence[int]]) -> list[Batch]:
+        images_NCHW, masks_NHW, maps = made([i for batch in group for i in batch])
+        sizes = [len(batch) for batch in group]
+        columns = zip(*(maps[name].split(sizes) for name in maps), strict=True) if maps else ((),) * len(group)
+        parts = zip(images_NCHW.split(sizes), masks_NHW.split(sizes), columns, strict=True)
+        return [(images, masks, dict(zip(maps, column, strict=True))) for images, masks, column in parts]
+
+    groups = [batches[start : start + at_once] for start in range(0, len(batches), at_once)]
+    loaded: Iterable[Any] = chain.from_iterable(_ahead(several, groups) if ahead else map(several, groups))
     if workers:
         options: Any = {"multiprocessing_context": "fork", "generator": torch.Generator()}  # not the global one
         items: Any = batches
@@ -265,7 +283,7 @@ def _keep_maps(kept: dict[int, Maps], indices: Sequence[int], maps: Maps) -> Non
             kept[index] = {name: map_NFHW[n].clone() for name, map_NFHW in maps.items()}
 
 
-def _ahead(load: Callable[[Sequence[int]], Any], batches: Sequence[Sequence[int]]) -> Iterator[Any]:
+def _ahead(load: Callable[[Any], Any], batches: Sequence[Any]) -> Iterator[Any]:
     """What ``load`` makes of each batch, while a thread makes the next one."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(load, batches[0])

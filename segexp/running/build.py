@@ -20,6 +20,7 @@ from segexp.data.batches import (
     Normalisation,
     Read,
     ScoringBatch,
+    batches_at_once,
     epoch_order,
     make_reader,
     resident,
@@ -285,6 +286,8 @@ def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
     read, resident_bytes = resident(scorer.read, spec.split["train"], device)
     images = (image_set, read, scorer.geometry, scorer.normalise, augment)
     options: Any = {"device": device, "ahead": scorer.device.type == "cuda"}
+    if on_gpu:
+        options["at_once"] = batches_at_once(config.trainer.batch_size, scorer.geometry.size)
     options["workers"] = 0 if on_gpu and resident_bytes else config.trainer.workers
     options["pin_memory"] = scorer.device.type == "cuda"
     if functions:

@@ -13,6 +13,7 @@ import logging
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -90,19 +91,19 @@ class Task:
 
 def fused(measure: Measure) -> Measure:
     """``measure`` by torch.compile for each shape of its input; as it is where that fails, or gives another gradient
-    for the first batch, which the log says, and where the environment has TORCH_COMPILE_DISABLE=1."""
+    for its first batch, which the log says, and where the environment has TORCH_COMPILE_DISABLE=1."""
     torch.compiler.reset()  # a process compiles few variants of one function, and may have trained other runs
     compiled: Measure = torch.compile(measure, dynamic=False)
-    chosen: list[Measure] = []
+    chosen: dict[torch.Size, Measure] = {}
 
     def choose(logits_NKHW: torch.Tensor, masks_NHW: torch.Tensor, maps: Maps) -> Measure:
-        trial_NKHW = logits_NKHW.detach().requires_grad_()
-
         def gradient_of(function: Measure) -> torch.Tensor:
-            return torch.autograd.grad(function(trial_NKHW, masks_NHW, maps)[0], trial_NKHW)[0].float()
+            return torch.autograd.grad(function(logits_NKHW, masks_NHW, maps)[0], logits_NKHW)[0].float()
 
         try:
-            found = gradient_of(compiled)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the compiler, about itself
+                found = gradient_of(compiled)
         except Exception as error:  # of any kind: without a C compiler, by a function of the user's own ...
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         else:
@@ -113,14 +114,14 @@ def fused(measure: Measure) -> Measure:
         log.warning("head and loss are not compiled, which costs some percent of speed: %s", reason)
         return measure
 
-    def first_chosen(
+    def by_shape(
         logits_NKHW: torch.Tensor, masks_NHW: torch.Tensor, maps: Maps
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if not chosen:
-            chosen.append(choose(logits_NKHW, masks_NHW, maps))
-        return chosen[0](logits_NKHW, masks_NHW, maps)
+        if logits_NKHW.shape not in chosen:
+            chosen[logits_NKHW.shape] = choose(logits_NKHW, masks_NHW, maps)
+        return chosen[logits_NKHW.shape](logits_NKHW, masks_NHW, maps)
 
-    return first_chosen
+    return by_shape
 
 
 @dataclass

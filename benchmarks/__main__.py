@@ -33,8 +33,8 @@ def page(results: dict[str, Any]) -> str:
     """docs/performance.md from results: name -> title, date, machine and rows; and the notes."""
     known = load()
     parts = [NOTES.read_text(encoding="utf-8").rstrip(), "## Figures"]
-    for name in (n for n in known if n in results):
-        found = results[name]
+    for name, key in ((n, key) for n in known for key in (n, f"{n}, GPU") if key in results):
+        found = results[key]
         rows = [line(row_of(row)) for row in found["rows"]]
         on = found["machine"]
         place = f"{on['gpu'] or on['cpu']}, {on['threads']} of {on['cores']} cores, PyTorch {on['torch']}"
@@ -73,7 +73,7 @@ def main(words: list[str]) -> int:
             print(f"  {case:44} {value:32} {'of ' + baseline if baseline else '':24} {asked}", flush=True)
         date = datetime.date.today().isoformat()
         kept = {"date": date, "quick": given.quick, "machine": machine(), "rows": [dataclasses.asdict(r) for r in rows]}
-        results[name] = kept
+        results[f"{name}, GPU" if kept["machine"]["gpu"] else name] = kept  # a machine of each kind beside the other
         if given.json:
             given.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0

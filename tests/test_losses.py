@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -1114,10 +1115,20 @@ for turn, name in enumerate(OUTPUT_ACTIVATIONS):
         TRACED.append(fitting[turn % len(fitting)])
 
 
+FUSED = [
+    ("arctan", "dice", "binary"), ("learned_tail", "ce", "binary"), ("hardtanh", "mcc", "binary"),
+    ("sigmoid", "matching", "softmax"), ("arctan", "lovasz", "softmax"),
+]  # fmt: skip
+"""Compiled to machine code, as in training on a GPU."""
+
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+
+
 @pytest.mark.parametrize(("activation", "loss", "mode", "backend"), [
     *(pytest.param(*pair, "eager") for pair in EAGER
       if (pair[0] if pair[1] == "mse" else pair[1]) in (*KINDS_OF_F, *KINDS_OF_LOSS, "boundary", "topk_ce", "lovasz")),
     *(pytest.param(*pair, "aot_eager", marks=pytest.mark.slow) for pair in dict.fromkeys([*EAGER, *TRACED])),
+    *(pytest.param(*pair, "inductor", marks=[pytest.mark.slow, NEEDS_COMPILER]) for pair in FUSED),
 ])  # fmt: skip
 def test_activation_and_loss_compile_whole(activation: str, loss: str, mode: HeadMode, backend: str) -> None:
     """Captured as one graph; and, which takes longer, with the graph of the gradient traced as well."""

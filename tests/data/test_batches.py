@@ -181,7 +181,8 @@ def test_batches_are_the_same_from_memory_by_processes_and_by_a_thread(how: str,
         return list(training_batches(*parts, seed=0, **options))
 
     expected = made(read)
-    for others in (made(kept), made(read, workers=2), made(kept, workers=2), made(read, ahead=True)):
+    in_groups = made(kept, at_once=2), made(read, at_once=5, ahead=True)
+    for others in (made(kept), made(read, workers=2), made(kept, workers=2), made(read, ahead=True), *in_groups):
         for (image, mask, _), (other_image, other_mask, _) in zip(expected, others, strict=True):
             assert torch.equal(image, other_image)
             assert image.stride() == other_image.stride()

@@ -94,8 +94,24 @@ def seconds(call: Callable[[], Any], device: str = "cpu") -> float:
     return time.perf_counter() - started
 
 
+def seconds_on_card(call: Callable[[], Any], device: str = "cuda") -> float:
+    """Seconds that the kernels of a call take on a GPU, without those in which it waits for the host."""
+    torch.cuda.synchronize()
+    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(50_000_000)  # clock cycles, some 25 ms, in which the host starts all of them
+    started.record()
+    call()
+    ended.record()
+    torch.cuda.synchronize()
+    return started.elapsed_time(ended) / 1000
+
+
 def in_turns(
-    calls: Mapping[str, Callable[[], Any]], rounds: int, device: str = "cpu", warm_up: int = 1
+    calls: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    device: str = "cpu",
+    warm_up: int = 1,
+    timer: Callable[[Callable[[], Any], str], float] = seconds,
 ) -> dict[str, list[float]]:
     """Seconds of each call in each round; in every round all are timed once, in another order."""
     for _ in range(warm_up):
@@ -105,7 +121,7 @@ def in_turns(
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name in order.sample(list(calls), len(calls)):
-            times[name].append(seconds(calls[name], device))
+            times[name].append(timer(calls[name], device))
     return times
 
 

@@ -1,5 +1,6 @@
 """What output activations and losses add to a step, against torch's own cross-entropy and a plain soft Dice."""
 
+import dataclasses
 import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,7 +9,7 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 
-from benchmarks import Row, benchmark, counted, in_turns, ratios
+from benchmarks import Row, benchmark, counted, in_turns, ratios, seconds_on_card
 from segexp.activations.head import LearnedOptions, make_head
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.losses import LOSSES
@@ -132,5 +133,8 @@ def head_on_gpu(quick: bool) -> Iterable[Row]:
             own, compiled = own_loss(name, loss, target), f"{name}, {loss}, compiled"
             calls = {baseline: step_of(plain, x), f"{name}, {loss}": step_of(own, x)}
             calls[compiled] = step_of(torch.compile(own, fullgraph=True), x)
-            times = in_turns(calls, 3 if quick else 50, "cuda", 3)
-            yield from ratios(times, baseline, {compiled: ("<=", 1.2)})
+            rounds, bound = 3 if quick else 50, {compiled: ("<=", 1.2)}
+            yield from ratios(in_turns(calls, rounds, "cuda", 3), baseline, bound)
+            on_card = in_turns(calls, rounds, "cuda", 1, seconds_on_card)
+            for row in ratios(on_card, baseline, bound):
+                yield dataclasses.replace(row, case=f"{row.case}, kernels alone")

@@ -286,7 +286,7 @@ def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
     read, resident_bytes = resident(scorer.read, spec.split["train"], device)
     images = (image_set, read, scorer.geometry, scorer.normalise, augment)
     options: Any = {"device": device, "ahead": scorer.device.type == "cuda"}
-    if on_gpu:
+    if on_gpu and resident_bytes:  # else reading is what takes time, and goes on beside the steps batch by batch
         options["at_once"] = batches_at_once(config.trainer.batch_size, scorer.geometry.size)
     options["workers"] = 0 if on_gpu and resident_bytes else config.trainer.workers
     options["pin_memory"] = scorer.device.type == "cuda"

@@ -1,4 +1,4 @@
-.PHONY: install test slow lint format
+.PHONY: install test slow reliability lint format
 
 install: ## everything needed to develop
 	pip install -e '.[dev]'
@@ -9,6 +9,9 @@ test: ## the default tests, a few minutes
 slow: ## the long campaigns too
 	pytest -m 'slow and not alone'
 	pytest -m 'slow and alone' -n 0
+
+reliability: ## faults on purpose, in their long form: it goes on where it was interrupted
+	PYTHONPATH=scripts python -m reliability
 
 lint: ## style and types, as CI checks them
 	ruff check . && ruff format --check . && mypy

@@ -22,25 +22,6 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["SEGEXP_CACHE"] = tempfile.mkdtemp(prefix="segexp-cache-")
 
 
-LONGEST = (
-    "test_the_embedded_task_is_not_used_up_by_the_first_command",
-    "test_the_tutorial_can_be_followed",
-    "test_a_sweep_killed_twice_ends_as_if_nothing_had_happened",
-    "test_the_parts_of_a_plugin_go_through_every_command",
-    "test_one_file_from_the_sweep_to_the_report",
-    "test_the_notebook_of_the_docs_runs_and_holds_no_path",
-    "test_the_server_of_mlflow_holds_the_run",
-    "test_a_plan_has_as_many_runs_as_listed",
-    "test_inclusion_is_flat_over_size_ranks",
-)
-"""Tests of more than half a minute that share no fixture of their module."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that no worker is left alone with one at the end."""
-    items.sort(key=lambda item: getattr(item, "originalname", "") not in LONGEST)
-
-
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         shutil.rmtree(os.environ["SEGEXP_CACHE"], ignore_errors=True)

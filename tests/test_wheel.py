@@ -73,7 +73,9 @@ def install(tool: str, what: Path, python: Path) -> None:
             pytest.skip("no uv here")
         words = ["uv", "pip", "install", "--python", str(python), "--offline", "--no-build-isolation"]
     command = [*words, "--no-deps", "--quiet", str(what)]
-    installed = subprocess.run(command, cwd=what.parent, capture_output=True, text=True, check=False)
+    # What earlier tests of this process have set is no concern of an installation.
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_", "_PIP_"))}
+    installed = subprocess.run(command, cwd=what.parent, capture_output=True, text=True, check=False, env=env)
     assert installed.returncode == 0, installed.stderr
 
 

@@ -520,11 +520,32 @@ def recorded_overrides(run_dir: Path, overrides: Sequence[str]) -> list[str]:
 
     Where its author wrote runs is no business of the user's: ``outputs`` is not repeated.
     """
+    tree = recorded_tree(run_dir)
     if (run_dir / "run.json").exists():
-        check_plugins(read_run(run_dir).get("plugins"), run_dir)
-    repeated = tree_overrides(recorded_tree(run_dir), overrides, str(run_dir / "config.yaml"))
+        record = read_run(run_dir)
+        check_plugins(record.get("plugins"), run_dir)
+        _check_unedited(tree, record.get("config", {}), run_dir / "config.yaml")
+    repeated = tree_overrides(tree, overrides, str(run_dir / "config.yaml"))
     own = len(repeated) - len(overrides)
     return [word for n, word in enumerate(repeated) if n >= own or not word.startswith("outputs=")]
+
+
+OF_THE_MACHINE = (
+    *("outputs", "resume", "study", "tracking"),
+    *("trainer.device", "trainer.threads", "trainer.wait", "trainer.workers"),
+)
+"""Options of a recorded configuration that may be edited, for no result depends on them."""
+
+
+def _check_unedited(tree: Any, recorded: Mapping[str, Any], path: Path) -> None:
+    """Raise UsageError where config.yaml gives an option another value than run.json, which was written with it."""
+    for key, value in flatten(tree).items() if isinstance(tree, dict) else ():
+        free = key in OF_THE_MACHINE or key.split(".")[0] in OF_THE_MACHINE
+        if not free and key in recorded and value != recorded[key]:
+            raise UsageError(
+                f"{path} was edited: {key} is {value!r}, and {recorded[key]!r} in run.json: write that again, or train "
+                "another run with it: segexp train --from RUN_DIR KEY=VALUE"
+            )
 
 
 def recorded_config(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny import tiny_run
 
 from segexp.config import Config
 from segexp.config.canonical import identity
@@ -238,3 +239,20 @@ def test_a_variable_that_is_not_set_is_reported_with_its_key(key: str) -> None:
     with pytest.raises(UsageError, match=rf"^{key}=.*NO_SUCH_VARIABLE") as told:
         composed("dataset=folder", "dataset.root=/images", f"{key}=${{oc.env:NO_SUCH_VARIABLE}}")
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(("key", "value", "refused"), [
+    ("dataset.surface_tolerance", 7.0, True), ("metrics.resolution", "network", True), ("trainer.threads", 3, False),
+])  # fmt: skip
+def test_an_edited_config_yaml_is_not_taken_for_the_run_s(tmp_path: Path, key: str, value: Any, refused: bool) -> None:
+    """Where run.json says otherwise; but a machine may be another one."""
+    run_dir = tiny_run(tmp_path).run_dir
+    tree = yaml.safe_load((run_dir / "config.yaml").read_text())
+    group, _, option = key.partition(".")
+    tree[group][option] = value
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(tree))
+    if refused:
+        with pytest.raises(UsageError, match=key):
+            recorded_overrides(run_dir, [])
+    else:
+        recorded_overrides(run_dir, [])

@@ -1,5 +1,6 @@
 """The wheel and the source distribution: what is in them, and that they work alone, away from the checkout."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -65,7 +66,8 @@ def environment(folder: Path) -> Path:
 def install(tool: str, what: Path, python: Path) -> None:
     """Install a distribution with pip or uv, offline."""
     if tool == "pip":
-        if importlib.util.find_spec("pip") is None:
+        # Not find_spec: for pip, setuptools' finder warns once distutils has been imported.
+        if not any(importlib.metadata.distributions(name="pip")):
             pytest.skip("no pip here")
         words = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-index", "--no-build-isolation"]
     else:

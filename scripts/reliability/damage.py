@@ -1,7 +1,6 @@
 """Files of a run that were damaged or edited: nothing that reads them may report another result in silence."""
 
 import difflib
-import hashlib
 import json
 import random
 import re
@@ -9,23 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from reliability import Ending, Said, fault_class, said_by
-
-STUDY = (
-    *("activation=sigmoid,arctan", "seed=range(3)", "loss=dice", "study.name=s", "dataset.number=24"),
-    *("dataset.image_size=32", "trainer.epochs=2", "trainer.batch_size=5", "trainer.device=cpu", "trainer.threads=1"),
-    *("model.encoder_depth=3", "model.decoder_channels=[16,8,8]", "backbone.name=tu-test_resnet"),
-)
-
-
-def study(folder: Path) -> None:
-    """Six runs of two arms, and beside them a file that nothing may touch."""
-    (folder / "outside").mkdir()
-    (folder / "outside" / "untouched.txt").write_text("as it was\n", encoding="utf-8")
-    said = said_by(["train", "-m", *STUDY, f"outputs={folder / 'outputs'}"])
-    if said.code != 0:
-        raise RuntimeError(f"the study was not made: {said}")
-
+from reliability import Ending, Said, fault_class, files, runs_of, said_by, study
 
 def _cut(draw: random.Random, data: bytes) -> bytes:
     return data[: draw.randrange(len(data))]
@@ -98,16 +81,11 @@ def told(said: Said, words: list[str]) -> list[str]:
     return lines + re.findall(r"(?m)^problem.*", said.out)
 
 
-def _files(folder: Path) -> dict[str, str]:
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
-
-
 @fault_class("a file of a run cut, edited, or with flipped bits, then read by every command", 1500, study)
 def damage(draw: random.Random, prepared: Path, own: Path) -> Ending:
     for copy in ("whole", "damaged"):
         shutil.copytree(prepared / "outputs", own / copy, symlinks=True)
-    run = draw.choice(sorted((own / "damaged" / "s").glob("lesions-*")))
+    run = draw.choice(runs_of(own / "damaged"))
     victim = run / draw.choice(sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()))
     command, how = draw.choice(READERS), draw.choice(DAMAGE)
     words = [word.format(study=own / "damaged" / "s", run=run) for word in command]
@@ -115,12 +93,12 @@ def damage(draw: random.Random, prepared: Path, own: Path) -> Ending:
     data = victim.read_bytes()
     victim.write_bytes(how(draw, data) if data else b"x")
     what = f"{how.__name__.strip('_')} {run.name}/{victim.relative_to(run)}, then {command[0]}"
-    before = _files(prepared / "outside")
+    before = files(prepared / "outside")
     said = said_by(words)
     seen = f"exit code {said.code}\n{said.err[-600:]}"
     if said.fault:
         return Ending(said.fault.partition(":")[0], what, f"{said.fault}\n{seen}")
-    if _files(prepared / "outside") != before:
+    if files(prepared / "outside") != before:
         return Ending("escape", what, seen)
     if said.code != 0:
         refused = said.code in (1, 2) and bool(said.err.strip())

@@ -232,7 +232,7 @@ def ended(said: Said, what: str) -> Ending:
         return Ending(said.fault.partition(":")[0], what, f"{said.fault[:1500]}\n{seen}")
     lines = [line for line in said.err.splitlines() if line.strip()]
     dumped = [line for line in lines if re.match(r"\s*(full_key|object_type|reference_type)[:=]", line)]
-    if dumped or any(len(line) > LONGEST_LINE for line in lines) or not said.code in (0, 1, 2):
+    if dumped or any(len(line) > LONGEST_LINE for line in lines) or said.code not in (0, 1, 2):
         return Ending("traceback", what, f"a dump instead of a line\n{seen}")
     if said.code == 2 and not (lines and lines[-1].startswith("segexp: ")):
         return Ending("traceback", what, f"the last line is not the refusal\n{seen}")

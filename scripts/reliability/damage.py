@@ -10,6 +10,7 @@ from pathlib import Path
 
 from reliability import Ending, Said, fault_class, files, runs_of, said_by, study
 
+
 def _cut(draw: random.Random, data: bytes) -> bytes:
     return data[: draw.randrange(len(data))]
 

@@ -34,10 +34,10 @@ MEMORY = 4 * 2**30
 """Bytes of address space that a command may add to those of this process."""
 
 HELD = ("same", "refused", "reported")
-FAULTS = ("lie", "traceback", "hang", "escape", "lost")
+FAULTS = ("lie", "traceback", "hang", "escape", "lost", "litter")
 """How a case ends. same: nothing differs. refused: one line with a cure and exit code 2, or 1 for single files of many.
 reported: another result, and a warning that says why. lie: another result, and nothing said. escape: something was
-written, read or run where it must not be. lost: a result is gone."""
+written, read or run where it must not be. lost: a result is gone. litter: a file is left over that nothing removes."""
 
 
 @dataclass(frozen=True)

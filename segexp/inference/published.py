@@ -2,7 +2,7 @@
 
 import filecmp
 import os
-import tempfile
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from segexp.config import is_volatile
 from segexp.errors import UsageError
+from segexp.records.owned import partial_folder
 
 
 class DifferentError(Exception):
@@ -35,24 +36,28 @@ def placed(path: Path) -> Iterator[Path]:
     full = Path(os.path.realpath(path))
     try:
         full.parent.mkdir(parents=True, exist_ok=True)
-        beside = tempfile.TemporaryDirectory(prefix=".segexp-", dir=full.parent)
+        folder = partial_folder(full)
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror}): choose another -o") from error
-    with beside as folder:
-        made = Path(folder, full.name)
+    made = folder / full.name
+    try:
         try:
             yield made
         except OSError as error:
             if error.filename is None:  # the disk is full
                 raise UsageError(f"{path} cannot be written ({error.strerror}): choose another -o") from error
             raise
-        if made.is_dir() and path.is_dir() and not any(path.iterdir()):
-            for child in made.iterdir():  # into the empty folder, which may be the current one
-                os.replace(child, path / child.name)
-        elif not path.exists():
+        if not path.exists():
             os.replace(made, path)
+        elif made.is_dir() and path.is_dir() and all(_equal(made / child.name, child) for child in path.iterdir()):
+            # Into the folder, which may be the current one, is empty, or was being filled when the command was killed.
+            for child in made.iterdir():
+                if not (path / child.name).exists():
+                    os.replace(child, path / child.name)
         elif not _equal(made, path):
             raise UsageError(f"{path} exists with other content and stays as it is: choose another -o, or remove it")
+    finally:
+        shutil.rmtree(folder)
 
 
 def _equal(one: Path, other: Path) -> bool:

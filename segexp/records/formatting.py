@@ -150,7 +150,7 @@ METADATA: dict[str, dict[str, None]] = {
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     "svg": {"Date": None, "Creator": None},
 }
-"""Formats of a figure, and the metadata to leave out: without versions and dates, equal figures are equal files."""
+"""Formats of a figure, and the metadata to leave out: `image_bytes` gives equal figures as equal files."""
 
 
 def look(n: int) -> tuple[str, str]:
@@ -172,8 +172,11 @@ def new_figure(
 
 def image_bytes(figure: "Figure", kind: str, dpi: float | None = None, transparent: bool = False) -> bytes:
     """The figure as a file of a kind of `METADATA`. dpi: that of the figure where it is None."""
+    from matplotlib import rc_context
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=dpi or figure.dpi, transparent=transparent, metadata=METADATA[kind])
+    with rc_context({"svg.hashsalt": "segexp"}):  # the ids in an SVG file are random without one
+        figure.savefig(buffer, format=kind, dpi=dpi or figure.dpi, transparent=transparent, metadata=METADATA[kind])
     return buffer.getvalue()
 
 

@@ -207,15 +207,12 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 
     Makes missing folders of a held run directory. Raises TakenOverError where that was taken over.
     """
-    # The temporary name is short, because the file's own may be as long as the file system allows, and unique to this
-    # writer: if two processes write the same file, the later one wins.
-    short, thread = hashlib.sha256(path.name.encode()).hexdigest()[:12], threading.get_ident()
     with _fenced(path) as (held, parts):
-        base, partial = Folder(path.parent, None), f".{short}-{thread}-{writer()}.partial"
+        base, partial = Folder(path.parent, None), _partial(path.name)
         if held:
-            base, partial = held.folder, f"{held.owner}/{short}-{thread}"
+            base, partial = held.folder, f"{held.owner}/{partial}"
         else:
-            clear_litter(path.parent, f".{short}-*.partial")
+            clear_litter(path.parent, f"{partial[:13]}-*.partial")
         try:
             with base.open(partial, "w+b") as file:
                 yield file
@@ -239,14 +236,28 @@ def discard(path: Path) -> None:
             held.discard(folder, parts[-1])
 
 
+def _partial(name: str) -> str:
+    """A temporary name for a file or folder. It is short, because the name may be as long as the file system allows,
+    and unique to this writer: if two processes write the same file, the later one wins."""
+    return f".{hashlib.sha256(name.encode()).hexdigest()[:12]}-{threading.get_ident()}-{writer()}.partial"
+
+
+def partial_folder(path: Path) -> Path:
+    """A new folder beside ``path``, in which it can be made; those that dead writers left for it are removed."""
+    clear_litter(path.parent, f"{_partial(path.name)[:13]}-*.partial")
+    folder = path.with_name(_partial(path.name))
+    folder.mkdir()
+    return folder
+
+
 def writer() -> str:
     """This process and its host, for the name of a temporary file."""
     return f"{os.getpid()}-{hashlib.sha256(host().encode()).hexdigest()[:8]}"
 
 
 def clear_litter(folder: Path, pattern: str) -> None:
-    """Remove the temporary files of dead writers: of processes of this host that are gone, and other ones that have not
-    changed for a day."""
+    """Remove the temporary files and folders of dead writers: of processes of this host that are gone, and other ones
+    that have not changed for a day."""
     for path in folder.glob(pattern):
         found = re.search(r"-(\d+)-([0-9a-f]{8})\.", path.name)
         with suppress(OSError):
@@ -254,7 +265,9 @@ def clear_litter(folder: Path, pattern: str) -> None:
                 gone = not process_start(found[1])
             else:
                 gone = time.time() - path.lstat().st_mtime > 86400
-            if gone:
+            if gone and stat.S_ISDIR(path.lstat().st_mode):
+                shutil.rmtree(path)
+            elif gone:
                 path.unlink()
 
 

@@ -4,7 +4,15 @@ import json
 
 import pytest
 
-from segexp.records.formatting import csv_table, json_table, markdown_table, text_table
+from segexp.records.formatting import (
+    METADATA,
+    csv_table,
+    image_bytes,
+    json_table,
+    markdown_table,
+    new_figure,
+    text_table,
+)
 
 ROWS = [
     {"name": "a", "value": 1.23456, "flag": True, "none": None, "list": ["x", "y"]},
@@ -101,3 +109,13 @@ def test_long_words_part_at_commas_and_titles_are_wrapped_too(width: int) -> Non
     starts = [n for n, c in enumerate(dashes) if c == "-" and (n == 0 or dashes[n - 1] == " ")]
     assert len(starts) == 3
     assert all(len(line) <= s or line[s - 1] == " " for line in lines for s in starts[1:])
+
+
+@pytest.mark.parametrize("kind", METADATA)
+def test_equal_figures_are_equal_files(kind: str) -> None:
+    written = []
+    for _ in range(2):
+        figure = new_figure(2, 1)
+        figure.subplots().plot([0, 1], marker="o")  # a marker and a clip have ids in SVG
+        written.append(image_bytes(figure, kind))
+    assert written[0] == written[1]

@@ -7,19 +7,33 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.slow
-def test_the_first_cases_of_each_class_end_well(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+SHORT = {"damage": 40, "kills": 12, "disk": 12, "chaos": 2}
+"""Class -> cases that take about a minute."""
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHORT)
+def test_the_first_cases_of_a_class_end_well(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from reliability.__main__ import main
 
-    assert main(["--cases", "40", "--kept", str(tmp_path / "kept.jsonl")]) == 0, capsys.readouterr().out
-    assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == 40
+    kept = tmp_path / "kept.jsonl"
+    assert main([name, "--cases", str(SHORT[name]), "--kept", str(kept)]) == 0, capsys.readouterr().out
+    assert len(kept.read_text().splitlines()) == SHORT[name]
+
+
+@pytest.mark.slow
+def test_each_class_has_a_short_form() -> None:
+    from reliability import load
+
+    assert load().keys() == SHORT.keys()
 
 
 def test_a_command_that_hangs_or_raises_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
     import reliability
 
     from segexp import cli

@@ -148,7 +148,7 @@ def test_runs_are_those_of_the_cpu(
     assert (here.status, there.status) == ("done", "done"), there.reason
     assert not [r.message for r in caplog.records if "compiled" in r.message]
     cpu, gpu = (json.loads((o.run_dir / "run.json").read_text()) for o in (here, there))
-    assert gpu["device"]["type"] == "cuda"
+    assert (gpu["device"]["type"], gpu["device"]["compiled"]) == ("cuda", True)
     assert (gpu["init_sha"], gpu["order_sha"]) == (cpu["init_sha"], cpu["order_sha"])
     losses = [read_table(o.run_dir / "epochs.csv", "epochs")["loss"].iloc[0] for o in (here, there)]
     print(overrides, losses)

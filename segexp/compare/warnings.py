@@ -31,6 +31,7 @@ _MADE_WITH = (
     ("device_name", "devices"),
     ("threads", "numbers of threads"),
     ("precision", "precisions"),
+    ("compiled", "compiled (true) and uncompiled heads and losses"),
 )
 
 _PATIENCE, _EPOCHS = column_of("trainer.patience"), column_of("trainer.epochs")

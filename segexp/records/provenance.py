@@ -23,6 +23,7 @@ _COLUMNS = {
     "device_name": "devices",
     "threads": "threads",
     "precision": "precision",
+    "compiled": "head and loss compiled",
     "host": "hosts",
     "empty_policy": "empty masks",
     "resolution": "resolution",

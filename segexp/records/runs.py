@@ -192,6 +192,7 @@ def row_of(run: Run) -> dict[str, Any]:
         **{f"version_{key}": versions.get(key) for key in ("segexp", "python", "torch")},
         **{f"git_{key}": git.get(key) for key in ("commit", "dirty", "diff_sha")},
         **{key: record[key] for key in ("numerics", "scores") if key in record},
+        **({"compiled": device["compiled"]} if "compiled" in device else {}),
         **({"plugins": " ".join(f"{entry}:{version}" for entry, version in used.items())} if used else {}),
     }
     for key, value in config.items():

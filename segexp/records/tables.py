@@ -89,7 +89,7 @@ def _in_images(name: str) -> bool:
 
 KINDS: dict[str, type] = {**COLUMNS["summary"], **RECORD, **TIMINGS}  # the columns that every runs.csv has
 
-RARE: dict[str, type] = {"numerics": int, "plugins": str, "scores": str, "look": str}
+RARE: dict[str, type] = {"numerics": int, "compiled": bool, "plugins": str, "scores": str, "look": str}
 RARE |= typed(float, "look_share look_share_within")
 """Columns of tables with a run that has them."""
 

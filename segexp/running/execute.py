@@ -228,6 +228,8 @@ def _train_and_score(spec: RunSpec, initial: InitialNetwork, record: dict[str, A
         try:
             train(spec.config, task, state, checkpoints, stop)
         finally:
+            if task.compiled is not None:
+                record["device"]["compiled"] = task.compiled
             write_progress(run_dir, state, record)
         checkpoints.finish()
         return finalize(scorer, task, state, record, checkpoints.best)

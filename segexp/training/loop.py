@@ -11,6 +11,7 @@ with the weights of that step.
 import functools
 import logging
 import math
+import os
 import sys
 import time
 import warnings
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from segexp.activations.head import Head
+from segexp.activations.head import Head, learned_options
 from segexp.config import Config, params
 from segexp.data import torch_seeded
 from segexp.data.batches import Batch, batches_of, epoch_order
@@ -45,6 +46,8 @@ log = logging.getLogger("segexp")
 READ_EVERY = 20  # steps between two reads of what the device has counted
 
 TABLES_EVERY_S = 2.0  # the tables of a run in progress are rewritten after an epoch if they are older
+
+COMPILED_ON = ("cuda",)  # kinds of devices on which head and loss are compiled
 
 NAN = float("nan")
 
@@ -76,7 +79,8 @@ class Task:
 
     @functools.cached_property
     def measure(self) -> Measure:
-        """Head, loss and counts of a training batch; on a GPU fused into few kernels."""
+        """Head, loss and counts of a training batch; on a GPU fused into few kernels, unless the environment has
+        TORCH_COMPILE_DISABLE=1."""
 
         def measure(
             logits_NKHW: torch.Tensor, masks_NHW: torch.Tensor, maps: Maps
@@ -86,43 +90,67 @@ class Task:
             counts_NF3 = mask_counts(prediction.foreground_NFHW(), *counted_masks(masks_NHW, prediction))
             return loss, counts_NF3, (~prediction.logits_NKHW.detach().isfinite()).float().mean()
 
-        return fused(measure) if self.device.type == "cuda" else measure
+        if self.device.type not in COMPILED_ON or os.environ.get("TORCH_COMPILE_DISABLE") == "1":
+            return measure
+        learned = learned_options(self.network)
+        return Compiled(measure, [] if learned is None else [*learned.parameters()])
+
+    @property
+    def compiled(self) -> bool | None:
+        """Whether every batch so far was measured by compiled code; None where that is never tried, or before the
+        first batch."""
+        if isinstance(self.measure, Compiled):
+            return self.measure.everywhere
+        return False if self.device.type in COMPILED_ON else None
 
 
-def fused(measure: Measure) -> Measure:
-    """``measure`` by torch.compile for each shape of its input; as it is where that fails, or gives another gradient
-    for its first batch, which the log says, and where the environment has TORCH_COMPILE_DISABLE=1."""
-    torch.compiler.reset()  # a process compiles few variants of one function, and may have trained other runs
-    compiled: Measure = torch.compile(measure, dynamic=False)
-    chosen: dict[torch.Size, Measure] = {}
+class Compiled:
+    """A measure by torch.compile for each shape of its input; as it is where that fails, or gives another gradient for
+    its first batch, which the log says.
 
-    def choose(logits_NKHW: torch.Tensor, masks_NHW: torch.Tensor, maps: Maps) -> Measure:
-        def gradient_of(function: Measure) -> torch.Tensor:
-            return torch.autograd.grad(function(logits_NKHW, masks_NHW, maps)[0], logits_NKHW)[0].float()
+    learned: parameters whose gradients are compared besides that of the logits.
+    """
+
+    def __init__(self, measure: Measure, learned: Sequence[torch.nn.Parameter]) -> None:
+        torch.compiler.reset()  # a process compiles few variants of one function, and may have trained other runs
+        self.compiled: Measure = torch.compile(measure, dynamic=False)
+        self.measure, self.learned = measure, learned
+        self.chosen: dict[torch.Size, Measure] = {}
+
+    @property
+    def everywhere(self) -> bool | None:
+        """Whether it is compiled for all shapes so far; None before the first."""
+        return self.measure not in self.chosen.values() if self.chosen else None
+
+    def __call__(
+        self, logits_NKHW: torch.Tensor, masks_NHW: torch.Tensor, maps: Maps
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if logits_NKHW.shape not in self.chosen:
+            failed = self.everywhere is False  # and has been reported
+            self.chosen[logits_NKHW.shape] = self.measure if failed else self._choose(logits_NKHW, masks_NHW, maps)
+        return self.chosen[logits_NKHW.shape](logits_NKHW, masks_NHW, maps)
+
+    def _choose(self, logits_NKHW: torch.Tensor, masks_NHW: torch.Tensor, maps: Maps) -> Measure:
+        def gradients_of(function: Measure) -> list[torch.Tensor]:
+            loss, inputs = function(logits_NKHW, masks_NHW, maps)[0], [logits_NKHW, *self.learned]
+            found = torch.autograd.grad(loss, inputs, allow_unused=True)
+            return [torch.zeros(()) if gradient is None else gradient.float() for gradient in found]
 
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the compiler, about itself
-                found = gradient_of(compiled)
+                found = gradients_of(self.compiled)
         except Exception as error:  # of any kind: without a C compiler, by a function of the user's own ...
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         else:
-            plain = gradient_of(measure)
-            if not plain.isfinite().all() or (found - plain).norm() <= 0.01 * plain.norm():
-                return compiled
+            plain = gradients_of(self.measure)
+            if not all(gradient.isfinite().all() for gradient in plain) or all(
+                (mine - true).norm() <= 0.01 * true.norm() for mine, true in zip(found, plain, strict=True)
+            ):
+                return self.compiled
             reason = "compiled they give another gradient"
         log.warning("head and loss are not compiled, which costs some percent of speed: %s", reason)
-        return measure
-
-    def by_shape(
-        logits_NKHW: torch.Tensor, masks_NHW: torch.Tensor, maps: Maps
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if logits_NKHW.shape not in chosen:
-            failed = measure in chosen.values()  # and has been reported
-            chosen[logits_NKHW.shape] = measure if failed else choose(logits_NKHW, masks_NHW, maps)
-        return chosen[logits_NKHW.shape](logits_NKHW, masks_NHW, maps)
-
-    return by_shape
+        return self.measure
 
 
 @dataclass

@@ -27,7 +27,7 @@ from segexp.errors import UsageError
 from segexp.losses import LOSSES
 from segexp.records import flatten, write_table
 from segexp.records.runs import column_of
-from segexp.records.tables import collect
+from segexp.records.tables import collect, read_collected
 from segexp.registry import NOT_NEGATIVE, Option, Since
 from segexp.report.formats import as_json, comparisons_csv
 
@@ -391,6 +391,18 @@ def test_pairing_that_one_arm_does_not_tell_is_unknown_and_mixed_code_is_told(tm
     assert one_mentions(found.warnings, "not recorded", "initial weights", *range(5))
     told = [*result.warnings, *result.blocks[0].warnings, *found.warnings]
     assert not any("assumed" in note or "differ" in note for note in told)
+
+
+def test_compiled_and_uncompiled_losses_are_told_of_those_that_record_it(tmp_path: Path):
+    make_pair(tmp_path / "study", n_images=20, effect=0.02)
+    paths = sorted(tmp_path.glob("study/run-*"))
+    for compiled, warned in ((True, False), (False, True)):
+        edit_record(paths[0], device={"type": "cpu", "compiled": compiled})
+        edit_record(paths[1], device={"type": "cpu", "compiled": True})
+        collect(tmp_path / "study")
+        for where in (tmp_path / "study", tmp_path / "study" / "runs.csv"):
+            assert any("uncompiled" in line for line in compare([where]).blocks[0].warnings) == warned
+    assert str(read_collected(tmp_path / "study" / "runs.csv")["compiled"].dtype) == "boolean"
 
 
 def test_slices_without_groups_are_told(tmp_path: Path):

@@ -4,6 +4,8 @@ Checkpoints are whole or not there, and hold nothing that could run.
 """
 
 import dataclasses
+import functools
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +19,7 @@ import torch
 from tiny import tiny_config, tiny_run, tiny_task
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from segexp import cli
 from segexp.config import params
 from segexp.data.batches import batches_of, epoch_order
 from segexp.errors import UsageError
@@ -25,9 +28,9 @@ from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import read_table
 from segexp.running import prepare
 from segexp.running.build import initial_network
-from segexp.training import checkpoint
+from segexp.training import checkpoint, loop
 from segexp.training.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
-from segexp.training.loop import StepMeasures, begin, first_bad_layer, fused, peak_memory_mib, train_step
+from segexp.training.loop import StepMeasures, begin, first_bad_layer, peak_memory_mib, train_step
 
 READS = ("_local_scalar_dense", "nonzero", "_to_copy", "is_nonzero", "unique", "equal")
 """Operators that make the host wait for the device, or copy between the two."""
@@ -71,8 +74,23 @@ def test_a_step_reads_nothing_back(tmp_path: Path, overrides: tuple[str, ...]) -
     assert measures.row()["loss"] > 0
 
 
+def _right(measure: Any, dynamic: bool) -> Any:
+    return functools.partial(measure)
+
+
 def _wrong_gradient(measure: Any, dynamic: bool) -> Any:
     return lambda logits, masks, maps: (measure(logits, masks, maps)[0].detach() + 0 * logits.sum(), None, None)
+
+
+def _without_options(measure: Any, dynamic: bool) -> Any:
+    """The right gradient of the logits, and none of the learned options."""
+
+    def compiled(logits: torch.Tensor, masks: torch.Tensor, maps: Any) -> Any:
+        loss = measure(logits, masks, maps)[0]
+        (slope,) = torch.autograd.grad(loss, logits, retain_graph=True)
+        return loss.detach() + ((logits - logits.detach()) * slope).sum(), None, None
+
+    return compiled
 
 
 def _fails(measure: Any, dynamic: bool) -> Any:
@@ -82,22 +100,55 @@ def _fails(measure: Any, dynamic: bool) -> Any:
     return compiled
 
 
-@pytest.mark.parametrize(("compiler", "reason"), [
-    (lambda measure, dynamic: measure, ""), (_wrong_gradient, "another gradient"), (_fails, "no C compiler"),
+@pytest.mark.parametrize(("compiler", "words", "reason"), [
+    (_right, (), ""), (_right, ("activation.slope=learned",), ""), (_without_options, (), ""),
+    (_without_options, ("activation.slope=learned",), "another gradient"), (_wrong_gradient, (), "another gradient"),
+    (_fails, (), "no C compiler"),
 ])  # fmt: skip
 def test_what_compiles_wrongly_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, compiler: Any, reason: str
-) -> None:
-    _, task = tiny_task(tmp_path)
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, compiler: Any, words: Any,
+    reason: str,
+) -> None:  # fmt: skip
+    true = tiny_task(tmp_path, *words)[1].measure
     monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(loop, "COMPILED_ON", ("cpu",))
+    _, task = tiny_task(tmp_path, *words)
     logits = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     masks = (logits.detach()[:, 0] > 0).long()
+    assert task.compiled is None
     with caplog.at_level("WARNING", "segexp"):
-        found, plain = fused(task.measure)(logits, masks, {}), task.measure(logits, masks, {})
-    assert all(torch.equal(mine, true) for mine, true in zip(found, plain, strict=True))
+        found, plain = task.measure(logits, masks, {}), true(logits, masks, {})
+    torch.testing.assert_close(found[0], plain[0])
+    assert (found[1] is None) == (compiler is _without_options and not reason), "what was compiled has no counts here"
+    assert task.compiled == (not reason)
     assert len(caplog.records) == bool(reason)
     assert reason in caplog.text
     assert "and more" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("compiler", "off", "compiled"), [(_right, "0", True), (_right, "1", False), (_fails, "0", False)]
+)
+def test_the_record_says_whether_head_and_loss_were_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], compiler: Any, off: str,
+    compiled: bool,
+) -> None:  # fmt: skip
+    """Not where it is never tried; it changes neither the identity nor what readers of earlier runs see."""
+    plain = tiny_run(tmp_path / "plain", "trainer.epochs=1")
+    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(loop, "COMPILED_ON", ("cpu",))
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", off)
+    run = tiny_run(tmp_path / "runs", "trainer.epochs=1")
+    records = [json.loads((one.run_dir / "run.json").read_text()) for one in (plain, run)]
+    assert "compiled" not in records[0]["device"]
+    assert records[1]["device"]["compiled"] is compiled
+    assert records[0]["identity"] == records[1]["identity"]
+    capsys.readouterr()
+    for one, shown in ((plain, False), (run, True)):
+        assert cli.main(["show", str(one.run_dir)]) == 0
+        text = capsys.readouterr().out
+        assert ("compiled" in text) == shown
+        assert ("not compiled" in text) == (shown and not compiled)
 
 
 SGD_EPOCH = ("trainer.epochs=1", "optimizer=sgd", "optimizer.weight_decay=0.0")

@@ -46,7 +46,7 @@ from segexp.training.diagnostics import sites_of
 from segexp.training.loop import Task
 
 KEPT_BYTES = 2**28
-"""Of validation images and their predictions that a run keeps on its device, because it scores them more than once."""
+"""Of the images and predictions of a split that a run keeps on its device, because it needs them more than once."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,9 @@ class Scorer:
     normalise: Normalisation
     kept: dict[tuple[int, ...], list[ScoringBatch]] = field(default_factory=dict)
 
-    @property
-    def keeps_val(self) -> bool:
-        """Whether `KEPT_BYTES` hold the images and the predictions of the validation split."""
-        sizes_N2, channels = self.spec.facts.sizes_N2[self.spec.split["val"]], len(self.normalise.mean_C)
+    def keeps(self, part: str) -> bool:
+        """Whether `KEPT_BYTES` hold the images and the predictions of a split."""
+        sizes_N2, channels = self.spec.facts.sizes_N2[self.spec.split[part]], len(self.normalise.mean_C)
         pixels = int(sizes_N2.prod(axis=1).clip(min=self.geometry.size**2).sum())
         config = self.spec.config
         # Logits and log-odds, those of the best epoch and of the present one, also at another size.
@@ -100,7 +99,7 @@ class Scorer:
         indices = units_of(config, self.spec.image_set).in_order(indices)
         self.network.eval()
         forward = make_forward(self.network, self.device, config.trainer.precision)
-        batches = self.batches(indices, keep=images == "val" and self.keeps_val)
+        batches = self.batches(indices, keep=images == "val" and self.keeps("val"))
         return predict(forward, self.head, batches, self.device, config.metrics.resolution, flips)
 
 
@@ -301,7 +300,7 @@ def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
         scored = scorer.predictions("val")
         if functions:
             scored = (dataclasses.replace(one, maps=(kept(one.indices, one.network[1]),)) for one in scored)
-        predictions = list(scored) if scorer.keeps_val else []
+        predictions = list(scored) if scorer.keeps("val") else []
         return epoch_scores(predictions or scored, loss_of, units_of(config, image_set), policy), predictions
 
     return Task(

@@ -58,7 +58,7 @@ def finalize(
     n_val, n_test = (len(spec.split[part]) for part in ("val", "test"))
     epoch = state.best_epoch or state.epoch
     log.info("scoring %d val and %d test images with the weights of epoch %d", n_val, n_test, epoch)
-    fitted, scores = final_scores(scorer, spec.run_dir / PROGRESS, state.best_predictions)
+    fitted, scores, of_test = final_scores(scorer, spec.run_dir / PROGRESS, state.best_predictions)
     chosen = best_threshold(scores["val"])
     summary = _identity_columns(spec, state, record) | scores["test"].summary
     if learned := learned_options(scorer.network):
@@ -84,7 +84,7 @@ def finalize(
     for warning in warnings_of(last):
         record["warnings"].append(warning)
         log.warning("%s", warning)
-    _keep_pictures(scorer, scores["test"], summary)
+    _keep_pictures(scorer, scores["test"], summary, of_test)
     if spec.config.tracking and spec.config.trainer.figures:
         try_to_draw_figures(spec.run_dir)
     return summary
@@ -100,15 +100,17 @@ def finalize_diverged(spec: RunSpec, record: dict[str, Any]) -> dict[str, Any]:
 
 def final_scores(
     scorer: Scorer, progress: Path | None = None, known: Sequence[Scored] = ()
-) -> tuple[FittedOnValidation, dict[str, SplitScores]]:
-    """What is fitted on validation, and the scores of val and test with the present weights.
+) -> tuple[FittedOnValidation, dict[str, SplitScores], Sequence[Scored]]:
+    """What is fitted on validation, the scores of val and test with the present weights, and the predictions of test,
+    unless they are too large to keep.
 
     progress: a file for how many images are scored, written at most once a second; those of val are read twice. known:
     predictions of val with these weights, if there are some.
     """
     spec = scorer.spec
     config, image_set, val = spec.config, spec.image_set, spec.split["val"]
-    known = known or (list(scorer.predictions("val")) if scorer.keeps_val else [])
+    known = known or (list(scorer.predictions("val")) if scorer.keeps("val") else [])
+    of_test: list[Scored] = []
     if config.metrics.resolution == "native" or scorer.geometry.how == "pad":
         n_pixels = int(spec.facts.sizes_N2[val].prod(axis=1).sum())
     else:
@@ -124,10 +126,13 @@ def final_scores(
                 write_json(progress, {"done": done, "total": total, "seconds": round(written - begun, 1)})
             yield scored
             done += len(scored.indices)
+            if part == "test" and scorer.keeps(part):
+                of_test.append(scored)
 
     fitted = fit_on_validation(predictions("val"), mode_of(config), n_pixels)
     units, conventions = units_of(config, image_set), conventions_of(config)
-    return fitted, {part: split_scores(predictions(part), part, units, fitted, conventions) for part in ("val", "test")}
+    scores = {part: split_scores(predictions(part), part, units, fitted, conventions) for part in ("val", "test")}
+    return fitted, scores, of_test
 
 
 def _identity_columns(spec: RunSpec, state: TrainingState | None, record: dict[str, Any]) -> dict[str, Any]:
@@ -181,9 +186,12 @@ def final_diagnostics(scorer: Scorer, task: Task, epoch: int) -> list[dict[str, 
     )
 
 
-def _keep_pictures(scorer: Scorer, test: SplitScores, summary: dict[str, Any]) -> None:
+def _keep_pictures(scorer: Scorer, test: SplitScores, summary: dict[str, Any], known: Sequence[Scored]) -> None:
     """Eight fixed test images, or a slice of eight volumes where these are scored: their probability maps, and the
-    images and references to show beside them. What samples.png shows: the worst, median and best test image."""
+    images and references to show beside them. What samples.png shows: the worst, median and best test image.
+
+    known: predictions of the test split, if there are some.
+    """
     spec = scorer.spec
     maps, originals = spec.run_dir / "predictions", spec.run_dir / "examples"
     for folder in (maps, originals, *(spec.run_dir / name for name in FIGURES)):
@@ -198,8 +206,9 @@ def _keep_pictures(scorer: Scorer, test: SplitScores, summary: dict[str, Any]) -
     for title, index, dice in worst_median_best(test.indices_N, test.unit_scores_N):
         titles[index] = f"{title}{of}: Dice {dice:.2f}\n{image_ids[index]}"
     examples = dict[int, Example]()
-    for scored in scorer.predictions(sorted(fixed | titles.keys())):
-        for n, index in enumerate(scored.indices):
+    needed = fixed | titles.keys()
+    for scored in known or scorer.predictions(sorted(needed)):
+        for n, index in [(n, index) for n, index in enumerate(scored.indices) if index in needed]:
             image_HW3 = as_bytes(grey_or_colour(_picture(scorer, index)))
             if index in fixed:
                 save_maps(maps, image_ids[index], probability_map(scored.prediction, n), scored.prediction.first)

@@ -103,8 +103,11 @@ class Checkpoints:
         self._pool = ThreadPoolExecutor(1, "segexp-checkpoints")
         self._writing: Future[None] | None = None
 
-    def add(self, content: dict[str, Any]) -> None:
-        """Copy the state at the end of an epoch, and begin to write it if that is due. Raises what a write raised."""
+    def add(self, content: dict[str, Any], stays: bool = False) -> None:
+        """Copy the state at the end of an epoch, and begin to write it if that is due. Raises what a write raised.
+
+        stays: these tensors, on the CPU, do not change any more, and need no copy.
+        """
         busy = self._writing is not None and not self._writing.done()
         with interrupts_held():
             # Memory is used again, because new memory costs more than copying; but not while it is written.
@@ -112,10 +115,15 @@ class Checkpoints:
             if not busy:  # half a copy must never be written
                 self._last, self._is_written = None, True
             # The rows of tables do not change, and may be many.
-            last = {k: v[:] if isinstance(v, list) else copied(v, old.get(k)) for k, v in content.items()}
+            last = (
+                content
+                if stays
+                else {k: v[:] if isinstance(v, list) else copied(v, old.get(k)) for k, v in content.items()}
+            )
             if content["best_epoch"] == content["epoch"]:
                 self.best = self.best if busy else None
-                self.best = copied({name: last[name] for name in BEST}, old_best)
+                best = {name: last[name] for name in BEST}
+                self.best = best if stays else copied(best, old_best)
             self._last, self._is_written = last, False
         if not busy:
             self.wait()

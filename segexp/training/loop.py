@@ -272,8 +272,12 @@ def train(
     tables_at = -math.inf
     total, patience = config.trainer.epochs, config.trainer.patience
     per_epoch = len(batches_of(task.train_indices, config.trainer.batch_size))
+
+    def goes_on() -> bool:
+        return state.epoch < total and (patience is None or state.epoch - state.best_epoch < patience)
+
     with tqdm(total=total * per_epoch, initial=state.epoch * per_epoch, unit="step", disable=None) as bar:
-        while state.epoch < total and (patience is None or state.epoch - state.best_epoch < patience):
+        while goes_on():
             started = time.perf_counter()
             epoch = state.epoch + 1
             bar.set_description(f"epoch {epoch}/{total}")
@@ -294,7 +298,9 @@ def train(
             images_per_s = len(task.train_indices) / (trained - started)
             timing = {"epoch": epoch, "seconds": seconds, "images_per_s": images_per_s}
             state.timings.append(timing | {"peak_mem_mib": peak_memory_mib(task.device)})
-            checkpoints.add(as_checkpoint(task, state))
+            # What follows training changes the weights only where those of another epoch are the best.
+            stays = not goes_on() and state.best_epoch == epoch and task.device.type == "cpu"
+            checkpoints.add(as_checkpoint(task, state), stays)
             if time.monotonic() - tables_at >= TABLES_EVERY_S:
                 write_progress(checkpoints.folder.parent, state)
                 tables_at = time.monotonic()

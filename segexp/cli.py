@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import segexp
 from segexp.commands import COMMANDS, load_plugins, module_of, without_plugins
-from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, PrintableStream, UsageError, printable, unexpected
+from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, PrintableStream, UsageError, one_line, unexpected
 
 _HELP = """\
 segexp: which activation functions should my segmentation network use?
@@ -93,5 +93,5 @@ def _check_current_folder() -> None:
 
 
 def _refuse(message: str) -> int:
-    print(f"segexp: {printable(message)}", file=sys.stderr)
+    print(f"segexp: {one_line(message)}", file=sys.stderr)
     return REFUSED

@@ -29,6 +29,18 @@ def printable(text: str) -> str:
     return re.sub(unsafe, lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
+LONGEST = 1000
+"""Characters of a message: what is longer quotes a value of thousands of characters."""
+
+
+def one_line(text: str) -> str:
+    """The text as one printable line of at most `LONGEST` characters; what it says first and its cure, last, are kept.
+    Line breaks, which come from a value in quotes, are written as escapes."""
+    line = printable(text.strip()).replace("\n", "\\n").replace("\t", "\\t")
+    half = LONGEST // 2 - 3
+    return line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half:]}"
+
+
 class PrintableStream:
     """A text stream that escapes what `printable` escapes; ``raw`` is the stream itself."""
 

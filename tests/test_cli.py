@@ -198,6 +198,14 @@ def test_a_recorded_configuration_that_is_none(
     assert [name for name in named if name not in printed] == []
 
 
+@pytest.mark.parametrize("value", ["a\nb", "x" * 9000, "1," * 9000])
+def test_a_value_with_line_breaks_or_of_any_length_is_answered_in_one_line(value: str, capsys: Captured) -> None:
+    assert cli.main(["status", "outputs", value]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert len(line) < 1100
+    assert line.endswith("see `segexp status --help`")
+
+
 def test_help_and_version(capsys: Captured) -> None:
     for words, code in (([], 2), (["--help"], 0), (["-h"], 0), (["help"], 0)):
         assert cli.main(words) == code

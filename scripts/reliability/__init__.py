@@ -166,14 +166,15 @@ def _hear(event: str, given: tuple[Any, ...]) -> None:
     """Note what a command does outside of its folder. Paths below an open folder (dir_fd) were checked with it."""
     if not _WATCH:
         return
-    if event in _CODE:
+    if event in _CODE and given[0] != "/sbin/ldconfig":  # which Python asks for libraries
         _WATCH["heard"].append(f"{event} {given[:2]}")
     writes = event == "open" and isinstance(given[2], int) and given[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
     if (event != "open" and event not in _CHANGES) or not isinstance(given[0], str | bytes | os.PathLike):
         return
     path = os.path.realpath(os.fsdecode(given[0]))
     secret = event == "open" and "untouched" in path
-    apart = not path.startswith((str(_WATCH["inside"]), "/dev/", "/proc/")) and "__pycache__" not in path
+    inside = path.startswith((*_WATCH["folders"], "/dev/", "/proc/"))
+    apart = not inside and not any(folder in path for folder in ("__pycache__", "matplotlib"))
     if secret or ((writes or event in _CHANGES) and apart):
         _WATCH["heard"].append(f"{event} {path}")
 
@@ -192,7 +193,8 @@ def _watched(inside: Path | None) -> Iterator[list[str]]:
     before, cwd = tempfile.tempdir, Path.cwd()
     tempfile.tempdir = str(inside)
     os.chdir(inside)
-    _WATCH.update(inside=os.path.realpath(inside), heard=heard)
+    cache = os.environ.get("SEGEXP_CACHE", "~/.cache/segexp")
+    _WATCH.update(folders=[os.path.realpath(path) for path in (inside, Path(cache).expanduser())], heard=heard)
     try:
         yield heard
     finally:
@@ -230,10 +232,12 @@ def ended(said: Said, what: str) -> Ending:
     seen = f"exit code {said.code}\n{said.err[-1500:]}"
     if said.fault:
         return Ending(said.fault.partition(":")[0], what, f"{said.fault[:1500]}\n{seen}")
-    lines = [line for line in said.err.splitlines() if line.strip()]
+    # `data check` is a report: what it refuses stands there.
+    refused = [f"segexp: {line}" for line in said.out.splitlines() if line.startswith("a run would be refused")]
+    lines = [line for line in [*said.err.splitlines(), *refused] if line.strip()]
     dumped = [line for line in lines if re.match(r"\s*(full_key|object_type|reference_type)[:=]", line)]
     if dumped or any(len(line) > LONGEST_LINE for line in lines) or said.code not in (0, 1, 2):
         return Ending("traceback", what, f"a dump instead of a line\n{seen}")
     if said.code == 2 and not (lines and lines[-1].startswith("segexp: ")):
         return Ending("traceback", what, f"the last line is not the refusal\n{seen}")
-    return Ending("refused" if said.code else "same", what, said.err[-1500:])
+    return Ending("refused" if said.code else "same", what, "\n".join(lines)[-1500:])

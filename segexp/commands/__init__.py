@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from segexp.errors import UsageError, printable
+from segexp.errors import UsageError, one_line, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -152,7 +152,7 @@ def log_to_terminal() -> None:
     class Terminal(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if record.levelno >= logging.WARNING:
-                tqdm.write(printable(f"segexp: {record.getMessage()}"), file=sys.stderr)
+                tqdm.write(f"segexp: {one_line(record.getMessage())}", file=sys.stderr)
             elif not (sys.stdout.isatty() and sys.stderr.isatty()) and not hasattr(record, "printed"):
                 print(printable(record.getMessage()), flush=True)
 

@@ -100,6 +100,8 @@ def _frames_of(file: Path, read: Any) -> list[_Frame]:
     if "ModalityLUTSequence" in read:
         raise ValueError("rescaled by a table (ModalityLUTSequence); save it with rescaled values")
     count = int(read.get("NumberOfFrames") or 1)
+    if count > file.stat().st_size:  # each would take memory before the pixels are missed
+        raise ValueError(f"its header names {count} frames, more than the file has bytes; copy or export it again")
     return [_frame(file, read, index, count) for index in range(count)]
 
 

@@ -48,7 +48,7 @@ class Range:
         """Whether the value is finite and in the range."""
         low = value > self.low if self.above else value >= self.low
         high = value < self.high if self.below else value <= self.high
-        return math.isfinite(value) and low and high
+        return abs(value) < math.inf and low and high
 
     def __str__(self) -> str:
         ends = ("above" if self.above else "at least", self.low), ("below" if self.below else "at most", self.high)
@@ -272,6 +272,8 @@ def check_option(key: str, option: Option, value: Any, num_classes: int | None =
             raise UsageError(f"{key}={value} is none of {option.range}")
         return
     numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int | float)]
+    if any(isinstance(n, int) and abs(n) >= 2**63 for n in numbers):
+        raise UsageError(f"{key}={value} is out of range: a whole number has at most 18 digits")
     if not all(option.range.holds(n) for n in numbers if not isinstance(n, bool)):
         raise UsageError(f"{key}={value} is out of range: it must be {option.range}")
     if option.name == "class_weights" and value is not None:
@@ -285,7 +287,7 @@ def check_option(key: str, option: Option, value: Any, num_classes: int | None =
 def _number(text: Any) -> float | None:
     try:
         return None if isinstance(text, bool) else float(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
@@ -297,7 +299,7 @@ def _typed(key: str, option: Option, value: Any) -> Any:
     if option.range.words and (number or isinstance(value, str)):
         return value
     if option.type is float and number:
-        return float(value)
+        return value if abs(value) >= 2**63 else float(value)
     kind = next((t for t in typing.get_args(option.type) if t is not types.NoneType), None)
     if typing.get_origin(option.type) is typing.Union and value is not None:
         return _typed(key, dataclasses.replace(option, type=kind), value)

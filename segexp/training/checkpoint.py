@@ -64,6 +64,12 @@ def load_checkpoint(
             sealed = _verify(file)
             content = torch.load(file, map_location=device, weights_only=True)
         found = content.get("identity"), content.get("epoch")
+        if not (
+            isinstance(found[0], str | None)
+            and isinstance(found[1], int | None)
+            and _is_state(content.get("network", {}))
+        ):
+            raise ValueError("it does not hold an epoch and the weights of a network")
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: {cure}") from None
     except UsageError:
@@ -80,6 +86,12 @@ def load_checkpoint(
         wanted = " or ".join(map(str, epochs))
         raise UsageError(f"{path} is of epoch {found[1]}, not of epoch {wanted}: {cure}")
     return content
+
+
+def _is_state(network: Any) -> bool:
+    return isinstance(network, dict) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in network.items()
+    )
 
 
 class Checkpoints:

@@ -189,6 +189,7 @@ def test_dicom_with_another_reading_is_refused(tmp_path: Path) -> None:
         "PALETTE": {"PhotometricInterpretation": "PALETTE COLOR"},
         "ModalityLUT": {"ModalityLUTSequence": [pydicom.Dataset()]},
         "segmentation object": {"Modality": "SEG"},
+        "more than the file has bytes": {"NumberOfFrames": 2**31 - 1},
     }
     for name, attributes in cases.items():
         with pytest.raises(ImageError, match=name):

@@ -283,6 +283,15 @@ def test_a_damaged_checkpoint_is_named_and_code_in_one_is_not_run(tmp_path: Path
     assert not (tmp_path / "owned").exists()
 
 
+@pytest.mark.parametrize("wrong", [
+    {"network": []}, {"network": {"w": 1}}, {"epoch": torch.zeros(3)}, {"identity": torch.zeros(3)},
+])  # fmt: skip
+def test_a_checkpoint_that_holds_something_else_is_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    torch.save({"network": {"w": torch.zeros(2)}, "epoch": 2, "identity": "a"} | wrong, tmp_path / "a.pt")
+    with pytest.raises(UsageError, match=r"a\.pt is no whole checkpoint.*the cure"):
+        load_checkpoint(tmp_path / "a.pt", CPU, "the cure")
+
+
 @pytest.mark.slow
 def test_the_peak_of_memory_is_that_of_this_process_alone() -> None:
     """A process that starts another hands it its own peak: a run of a sweep recorded that of its scheduler."""

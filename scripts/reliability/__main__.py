@@ -1,15 +1,21 @@
-"""`python -m reliability`: carry out cases that are not done yet, keep how each ended, print the table."""
+"""`python -m reliability`: carry out cases that are not done yet, keep how each ended, write the page of the docs."""
 
 import argparse
 import collections
 import json
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from reliability import FAULTS, HELD, FaultClass, generator, load
+
+FOLDER = Path(__file__).parent
+NOTES, RESULTS = FOLDER / "notes.md", FOLDER / "results.json"
+PAGE = FOLDER.parents[1] / "docs" / "reliability.md"
 
 
 def carried_out(name: str, kept: Path) -> dict[int, dict[str, str]]:
@@ -27,6 +33,7 @@ def carried_out(name: str, kept: Path) -> dict[int, dict[str, str]]:
 
 def carry_out(one: FaultClass, cases: list[int], kept: Path) -> None:
     """Carry out the cases and add a line for each to the file."""
+    at = commit()
     with tempfile.TemporaryDirectory(prefix="segexp-reliability-") as folder:
         prepared = Path(folder) / "prepared"
         prepared.mkdir()
@@ -34,11 +41,47 @@ def carry_out(one: FaultClass, cases: list[int], kept: Path) -> None:
         for case in tqdm(cases, desc=one.name, unit="case", disable=None):
             with tempfile.TemporaryDirectory(dir=folder) as own:
                 ending = one.carry_out(generator(one.name, case), prepared, Path(own))
-            row = {"class": one.name, "case": case, **vars(ending)}
+            row = {"class": one.name, "case": case, "commit": at, **vars(ending)}
             with kept.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(row) + "\n")
             if ending.how in FAULTS:
                 print(f"{one.name} {case}: {ending.how}: {ending.what}\n{ending.seen}\n", flush=True)
+
+
+def counted(known: dict[str, FaultClass], kept: Path, before: dict[str, Any]) -> dict[str, Any]:
+    """Class -> cases, endings and commits, of those in the file; of other classes as before."""
+    found = {name: before[name] for name in known if name in before}
+    for name in known:
+        if rows := carried_out(name, kept):
+            ends = collections.Counter(row["how"] for row in rows.values())
+            commits = sorted({row.get("commit", "") for row in rows.values()} - {""})
+            found[name] = {
+                "cases": len(rows),
+                "last": max(rows),
+                "endings": dict(sorted(ends.items())),
+                "commits": commits,
+            }
+    return found
+
+
+def page(known: dict[str, FaultClass], results: dict[str, Any]) -> str:
+    """docs/reliability.md."""
+    rows = ["| class | what is done | long form | tried | " + " | ".join((*HELD, *FAULTS)) + " |"]
+    rows.append("|" + "---|" * (4 + len(HELD) + len(FAULTS)))
+    for name, one in known.items():
+        of = results.get(name, {"cases": 0, "endings": {}})
+        ends = " | ".join(str(of["endings"].get(how, 0)) for how in (*HELD, *FAULTS))
+        rows.append(f"| {name} | {one.title} | {one.cases:,} | {of['cases']:,} | {ends} |")
+    commits = ", ".join(sorted({commit for of in results.values() for commit in of["commits"]}))
+    made = f"Tried at commits {commits} (cases 0, 1, 2 ... of each class; a number repeats its case)."
+    return NOTES.read_text(encoding="utf-8").replace("TABLE", "\n".join([*rows, "", made]))
+
+
+def commit() -> str:
+    """The checkout's, with a + where it is changed; "" without git."""
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=10", "--dirty=+", "--exclude=*"]
+    found = subprocess.run(words, capture_output=True, text=True, check=False)
+    return found.stdout.strip()
 
 
 def main(words: list[str]) -> int:
@@ -46,18 +89,24 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m reliability", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="CLASS", help=f"which (default: all): {', '.join(known)}")
     parser.add_argument("--cases", type=int, metavar="N", help="cases 0 to N - 1 (default: the long form)")
-    parser.add_argument("--only", type=int, metavar="CASE", help="one case, whether or not it is done")
+    parser.add_argument("--only", type=int, nargs="+", metavar="CASE", help="these cases, whether or not they are done")
     parser.add_argument("--kept", type=Path, default=Path("outputs/reliability.jsonl"), help="where endings are kept")
+    parser.add_argument("--page", action="store_true", help="only write docs/reliability.md, with what is kept")
     given = parser.parse_args(words)
     if unknown := set(given.names) - set(known):
         parser.error(f"no class {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if given.page:
+        results = counted(known, given.kept, json.loads(RESULTS.read_text(encoding="utf-8")))
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        PAGE.write_text(page(known, results), encoding="utf-8")
+        return 0
     given.kept.parent.mkdir(parents=True, exist_ok=True)
     faults = 0
     for name in given.names or known:
         one = known[name]
         done = carried_out(name, given.kept)
-        wanted = [given.only] if given.only is not None else range(given.cases or one.cases)
-        carry_out(one, [case for case in wanted if given.only is not None or case not in done], given.kept)
+        wanted = given.only or [case for case in range(given.cases or one.cases) if case not in done]
+        carry_out(one, wanted, given.kept)
         ends = collections.Counter(row["how"] for row in carried_out(name, given.kept).values())
         faults += sum(ends[how] for how in FAULTS)
         counts = ", ".join(f"{how} {ends[how]}" for how in (*HELD, *FAULTS) if ends[how])

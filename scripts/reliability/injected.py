@@ -5,6 +5,7 @@ import contextlib
 import errno
 import io
 import os
+import resource
 import signal
 import sys
 import threading
@@ -98,6 +99,8 @@ def _install(calls: _Calls) -> None:
 def _carry_out(words: Sequence[str], fault: Fault, folder: Path) -> None:
     """In the new process. What it prints and its calls are files of the folder."""
     os.setsid()
+    # The server of processes may have been begun by a command whose memory was limited.
+    resource.setrlimit(resource.RLIMIT_AS, (resource.getrlimit(resource.RLIMIT_AS)[1],) * 2)
     os.environ["SEGEXP_CACHE"] = str(folder / "cache")
     for stream, name in ((1, "said.out"), (2, "said.err")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)

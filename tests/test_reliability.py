@@ -8,7 +8,16 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-SHORT = {"damage": 40, "overrides": 40, "images": 10, "checkpoints": 8, "kills": 20, "disk": 12, "chaos": 2}
+SHORT = {
+    "damage": 40,
+    "overrides": 40,
+    "images": 10,
+    "checkpoints": 8,
+    "entrances": 30,
+    "kills": 20,
+    "disk": 12,
+    "chaos": 2,
+}
 """Class -> cases that take about a minute."""
 
 

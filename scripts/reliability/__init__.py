@@ -171,7 +171,11 @@ def _hear(event: str, given: tuple[Any, ...]) -> None:
     writes = event == "open" and isinstance(given[2], int) and given[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
     if (event != "open" and event not in _CHANGES) or not isinstance(given[0], str | bytes | os.PathLike):
         return
-    path = os.path.realpath(os.fsdecode(given[0]))
+    place = os.fsdecode(given[0])
+    if event == "open" and isinstance(given[2], int) and given[2] & getattr(os, "O_NOFOLLOW", 0):
+        path = os.path.join(os.path.realpath(os.path.dirname(place)), os.path.basename(place))
+    else:
+        path = os.path.realpath(place)
     secret = event == "open" and "untouched" in path
     inside = path.startswith((*_WATCH["folders"], "/dev/", "/proc/"))
     apart = not inside and not any(folder in path for folder in ("__pycache__", "matplotlib"))

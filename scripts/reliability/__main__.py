@@ -3,6 +3,7 @@
 import argparse
 import collections
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from reliability import FAULTS, HELD, FaultClass, generator, load
+from reliability.guards import GUARDS, VARIABLE, break_named
 
 FOLDER = Path(__file__).parent
 NOTES, RESULTS = FOLDER / "notes.md", FOLDER / "results.json"
@@ -92,6 +94,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--only", type=int, nargs="+", metavar="CASE", help="these cases, whether or not they are done")
     parser.add_argument("--kept", type=Path, default=Path("outputs/reliability.jsonl"), help="where endings are kept")
     parser.add_argument("--page", action="store_true", help="only write docs/reliability.md, with what is kept")
+    parser.add_argument("--broken", choices=GUARDS, metavar="GUARD", help=f"without a guard: {', '.join(GUARDS)}")
     given = parser.parse_args(words)
     if unknown := set(given.names) - set(known):
         parser.error(f"no class {', '.join(sorted(unknown))}; there are {', '.join(known)}")
@@ -100,6 +103,9 @@ def main(words: list[str]) -> int:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         PAGE.write_text(page(known, results), encoding="utf-8")
         return 0
+    if given.broken:
+        os.environ[VARIABLE] = given.broken
+        break_named()
     given.kept.parent.mkdir(parents=True, exist_ok=True)
     faults = 0
     for name in given.names or known:

@@ -42,7 +42,7 @@ class Sweep:
 
     def begin(self, host: str) -> None:
         env = {**os.environ, "RELIABILITY_HOST": host, "SEGEXP_CACHE": str(self.own / "cache")}
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(OTHER_HOST), env.get("PYTHONPATH"))))
+        env["PYTHONPATH"] = os.pathsep.join([str(OTHER_HOST), str(OTHER_HOST.parents[1]), env.get("PYTHONPATH", "")])
         command = [sys.executable, "-m", "segexp", *WORDS, f"outputs={self.own / 'outputs'}"]
         with (self.own / f"said.{host}").open("ab") as said:
             self.schedulers[host] = subprocess.Popen(command, env=env, stdout=said, stderr=said, start_new_session=True)

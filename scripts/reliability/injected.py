@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from reliability import Said
+from reliability.guards import break_named
 
 PATIENCE_S = 300.0
 """How long a command may take; a case takes seconds."""
@@ -108,6 +109,7 @@ def _carry_out(words: Sequence[str], fault: Fault, folder: Path) -> None:
     from segexp import cli
     from segexp.training import checkpoint, loop
 
+    break_named()
     checkpoint.WRITE_EVERY_S = loop.TABLES_EVERY_S = 0.0  # as if every epoch took long
     if fault.kind == "cpu":
         signal.setitimer(signal.ITIMER_PROF, fault.at)  # its signal ends a process at once, as SIGKILL does

@@ -18,3 +18,7 @@ if name := os.environ.get("RELIABILITY_HOST"):
         return right() + days * 86400
 
     time.time = jumping
+
+    from reliability.guards import break_named
+
+    break_named()

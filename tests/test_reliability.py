@@ -1,6 +1,9 @@
 """The short form of the reliability campaign (scripts/reliability): each class of fault, its first cases."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,29 @@ def test_the_first_cases_of_a_class_end_well(name: str, tmp_path: Path, capsys: 
     kept = tmp_path / "kept.jsonl"
     assert main([name, "--cases", str(SHORT[name]), "--kept", str(kept)]) == 0, capsys.readouterr().out
     assert len(kept.read_text().splitlines()) == SHORT[name]
+
+
+BROKEN = {
+    "escape": ("entrances", 3),
+    "nofollow": ("entrances", 8),
+    "weights_only": ("checkpoints", 2),
+    "checksum": ("damage", 26),
+    "atomic_rename": ("kills", 11),
+}
+"""Guard -> a class and a case of its short form that finds that it is broken."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guard", BROKEN)
+def test_a_broken_guard_is_found(guard: str, tmp_path: Path) -> None:
+    name, case = BROKEN[guard]
+    words = [name, "--only", str(case), "--broken", guard, "--kept", str(tmp_path / "kept.jsonl")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(REPOSITORY / "scripts"), str(REPOSITORY)))}
+    command = [sys.executable, "-m", "reliability", *words]
+    found = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert found.returncode == 1, found.stdout + found.stderr
+    assert f"{name} {case}: " in found.stdout, found.stdout + found.stderr
+    assert case < SHORT[name]
 
 
 @pytest.mark.slow

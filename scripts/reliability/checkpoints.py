@@ -39,12 +39,13 @@ def _pickled(draw: random.Random, data: bytes, other: bytes) -> bytes:
     return pickle.dumps(draw.choice((_code(draw), {"model": _code(draw)})), draw.choice((0, 2, 4, 5)))
 
 
-def _saved(draw: random.Random, data: bytes, other: bytes) -> bytes:
+def _saved(draw: random.Random, data: bytes, of_other: bytes) -> bytes:
     """A checkpoint of torch, of the new or the old form, with code beside its weights or in place of them."""
     import torch
 
     whole = torch.load(io.BytesIO(data), weights_only=True)
-    whole[draw.choice((*whole, "more"))] = draw.choice((_code(draw), [], None, -1, float("nan"), torch.zeros(3), "x"))
+    other: Any = draw.choice(([], None, -1, float("nan"), torch.zeros(3), "x"))
+    whole[draw.choice((*whole, "more"))] = draw.choice((_code(draw), other))
     file = io.BytesIO()
     torch.save(whole, file, _use_new_zipfile_serialization=draw.random() < 0.7)
     return file.getvalue()

@@ -62,7 +62,6 @@ def lock() -> None:
 
     _replace("lock_holder", lambda run_dir: "")
     owned.Ownership.lost = property(lambda self: False)  # type: ignore[assignment, method-assign]
-    owned.Ownership.claim = lambda self: os.mkdir(self.folder.at(self.owner), dir_fd=self.folder.fd)  # type: ignore[method-assign]
 
 
 def nofollow() -> None:

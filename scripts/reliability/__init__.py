@@ -76,11 +76,11 @@ def fault_class(
 
 
 def load() -> dict[str, FaultClass]:
-    """All classes, in the order of their modules' names."""
+    """All classes, in the order of their names."""
     for module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
         if module != "__main__":
             importlib.import_module(f"{__name__}.{module}")
-    return CLASSES
+    return dict(sorted(CLASSES.items()))
 
 
 def generator(name: str, case: int) -> random.Random:

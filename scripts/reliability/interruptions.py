@@ -90,22 +90,27 @@ def _tensors(checkpoint: Path) -> bytes:
 
 
 def prepare(made: Path) -> None:
-    """A study, images to predict, and every activity once, undisturbed: its files, its calls and its seconds."""
+    """A study, and images to predict."""
     (made / "images").mkdir()
     for number in range(3):
         pixels = np.random.default_rng(number).integers(0, 255, (40 + number, 50, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(made / "images" / f"{number}.png")
     (made / "study").mkdir()
     study(made / "study")
-    undisturbed = {}
-    for activity in ACTIVITIES:
-        own = made / "undisturbed" / activity
-        own.mkdir(parents=True)
+
+
+def undisturbed(activity: str, made: Path) -> dict[str, Any]:
+    """Files, number of calls and seconds of an activity that nothing happens to, carried out once."""
+    kept = made / f"{activity}.json"
+    if not kept.exists():
+        own = made / activity
+        own.mkdir()
         said, calls, seconds = injected(begin(activity, made, own), Fault(), own)
         if said.code != 0 or said.fault:
             raise RuntimeError(f"{activity}: {said}")
-        undisturbed[activity] = {"files": ended(own, said), "calls": len(calls), "seconds": seconds}
-    (made / "undisturbed.json").write_text(json.dumps(undisturbed), encoding="utf-8")
+        kept.write_text(json.dumps({"files": ended(own, said), "calls": len(calls), "seconds": seconds}))
+    found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+    return found
 
 
 def _judged(activity: str, how: str, made: Path, own: Path, before: Said) -> Ending:
@@ -115,7 +120,7 @@ def _judged(activity: str, how: str, made: Path, own: Path, before: Said) -> End
     if said.fault or said.code != 0:
         how = said.fault.partition(":")[0] or "lost"
         return Ending(how, what, f"again: exit code {said.code}\n{said.err[-800:]}\n{said.fault}")
-    true = json.loads((made / "undisturbed.json").read_text(encoding="utf-8"))[activity]["files"]
+    true = undisturbed(activity, made)["files"]
     found = ended(own, said)
     extra, missing = sorted(found.keys() - true.keys()), sorted(true.keys() - found.keys())
     extra = [name for name in extra if not Path(name).name.startswith(VOLATILE)]
@@ -134,11 +139,11 @@ def _judged(activity: str, how: str, made: Path, own: Path, before: Said) -> End
 @fault_class("a command killed up to three times, at a system call or a time, then given again", 1000, prepare)
 def kills(draw: random.Random, made: Path, own: Path) -> Ending:
     activity = draw.choice(OFTEN)
-    undisturbed = json.loads((made / "undisturbed.json").read_text(encoding="utf-8"))[activity]
+    whole = undisturbed(activity, made)
     words, told, said = begin(activity, made, own), [], Said(None, "", "")
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         kind = draw.choice(("kill", "kill", "kill", "cpu", "wall"))
-        at = draw.randint(1, undisturbed["calls"]) if kind == "kill" else draw.uniform(0, undisturbed["seconds"])
+        at = draw.randint(1, whole["calls"]) if kind == "kill" else draw.uniform(0, whole["seconds"])
         said, calls, _ = injected(words, Fault(kind, at), own)
         place = " after ".join(reversed(calls[-2:])) or "before any change"
         told.append(f"{'killed' if (said.code or 0) < 0 else 'not killed'} ({kind} {at:.4g}) at {place}")
@@ -150,8 +155,7 @@ def kills(draw: random.Random, made: Path, own: Path) -> Ending:
 @fault_class("a command whose disk is full, fails, or takes half of each write, then given again", 1000, prepare)
 def disk(draw: random.Random, made: Path, own: Path) -> Ending:
     activity, kind = draw.choice(OFTEN), draw.choice(("ENOSPC", "ENOSPC", "EIO", "short"))
-    undisturbed = json.loads((made / "undisturbed.json").read_text(encoding="utf-8"))[activity]
-    fault = Fault(kind, draw.randint(1, undisturbed["calls"]), draw.random() < 0.5)
+    fault = Fault(kind, draw.randint(1, undisturbed(activity, made)["calls"]), draw.random() < 0.5)
     said, calls, _ = injected(begin(activity, made, own), fault, own)
     place = (calls[int(fault.at) - 1 : int(fault.at)] or ["a call that did not come"])[0]
     how = f"{kind}{' from then on' if fault.forever else ''} at {place}: exit code {said.code}"

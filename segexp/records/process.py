@@ -248,7 +248,9 @@ def environment_text() -> str:
 
     lines = [f"# Python {platform.python_version()} ({platform.python_implementation()})", f"# {platform.platform()}"]
     found: dict[str, str] = {}
-    for distribution in importlib.metadata.distributions():
+    # setuptools adds its own copies of packages to the path of a process that imports it, as torch.compile does.
+    places = [place for place in sys.path if Path(place).name != "_vendor"]
+    for distribution in importlib.metadata.distributions(path=places):
         # From the first lines of the metadata; parsing all of it takes fifteen times as long.
         text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
         head = re.split(r"\r?\n\r?\n", text, maxsplit=1)[0]

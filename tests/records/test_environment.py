@@ -41,8 +41,10 @@ def test_every_distribution_with_its_version() -> None:
     # Of now: what other tests imported may have put more on the path since it was first looked up.
     text = environment_text.__wrapped__()
     found = {line.partition("==")[0]: line.partition("==")[2].split()[0] for line in text.splitlines()[2:]}
+    places = [place for place in sys.path if not place.endswith("_vendor")]
     expected = {
-        d.metadata["Name"]: importlib.metadata.version(d.metadata["Name"]) for d in importlib.metadata.distributions()
+        d.metadata["Name"]: importlib.metadata.version(d.metadata["Name"])
+        for d in importlib.metadata.distributions(path=places)
     }
     assert found == expected
     assert list(found) == sorted(found, key=process._normal)
@@ -73,6 +75,13 @@ def test_the_distribution_that_is_imported_counts(site: Path, monkeypatch: pytes
     (site / "~umpy-1.0.dist-info").mkdir()
     monkeypatch.setattr(sys, "path", [str(site), str(site / "later")])
     assert lines() == ["another==3.0", "Some.Thing==1.0"]
+
+
+def test_copies_inside_another_package_do_not_count(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(site, "thing", "1.0")
+    install(site / "setuptools" / "_vendor", "wheel", "2.0")
+    monkeypatch.setattr(sys, "path", [str(site), str(site / "setuptools" / "_vendor")])  # as setuptools does
+    assert lines() == ["thing==1.0"]
 
 
 def test_a_broken_origin_is_none(site: Path) -> None:

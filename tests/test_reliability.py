@@ -20,6 +20,7 @@ SHORT = {
     "kills": 20,
     "disk": 12,
     "chaos": 2,
+    "together": 4,
 }
 """Class -> cases that take about a minute."""
 
@@ -45,6 +46,7 @@ BROKEN = {
     "weights_only": ("checkpoints", 2),
     "checksum": ("damage", 26),
     "atomic_rename": ("kills", 11),
+    "lock": ("together", 2),
 }
 """Guard -> a class and a case of its short form that finds that it is broken."""
 

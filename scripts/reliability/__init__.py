@@ -37,7 +37,7 @@ HELD = ("same", "refused", "reported")
 FAULTS = ("lie", "traceback", "hang", "escape", "lost", "litter")
 """How a case ends. same: nothing differs. refused: one line with a cure and exit code 2, or 1 for single files of many.
 reported: another result, and a warning that says why. lie: another result, and nothing said. escape: something was
-written, read or run where it must not be. lost: a result is gone. litter: a file is left over that nothing removes."""
+written, read or run where it must not be. lost: a result is gone, or work done twice. litter: a file is left over."""
 
 
 @dataclass(frozen=True)

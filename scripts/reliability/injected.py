@@ -1,4 +1,4 @@
-"""A command in a process of its own, which is killed or whose disk fails at a chosen moment."""
+"""A command in a process of its own, which is killed or stopped, or whose disk fails, at a chosen moment."""
 
 import builtins
 import contextlib
@@ -27,9 +27,10 @@ _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os
 
 @dataclass(frozen=True)
 class Fault:
-    """kind: "kill" at system call number ``at`` that changes files, at ``at`` seconds of "cpu" or "wall" time, or that
-    call fails: "ENOSPC" (in the middle, if it writes) or "EIO", once or ``forever``; "short": it and all later ones
-    write half of what they are given, which is no failure. None of them: "nothing", the calls are counted."""
+    """kind: "kill" or "stop" at system call number ``at`` that changes files, at ``at`` seconds of "cpu" or "wall"
+    time, or that call fails: "ENOSPC" (in the middle, if it writes) or "EIO", once or ``forever``; "short": it and all
+    later ones write half of what they are given, which is no failure. None of them: "nothing", the calls are counted.
+    """
 
     kind: str = "nothing"
     at: float = 0
@@ -52,6 +53,9 @@ class _Calls:
             if fault.kind == "short":
                 return reached
             if fault.kind in ("nothing", "cpu", "wall") or not (reached if fault.forever else self.count == fault.at):
+                return False
+            if fault.kind == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
                 return False
             half()
             if fault.kind == "kill":
@@ -97,13 +101,13 @@ def _install(calls: _Calls) -> None:
     sys.addaudithook(audit)
 
 
-def _carry_out(words: Sequence[str], fault: Fault, folder: Path) -> None:
-    """In the new process. What it prints and its calls are files of the folder."""
+def _carry_out(words: Sequence[str], fault: Fault, folder: Path, said: str) -> None:
+    """In the new process. What it prints and its calls are files of the folder, whose names begin with ``said``."""
     os.setsid()
     # The server of processes may have been begun by a command whose memory was limited.
     resource.setrlimit(resource.RLIMIT_AS, (resource.getrlimit(resource.RLIMIT_AS)[1],) * 2)
     os.environ["SEGEXP_CACHE"] = str(folder / "cache")
-    for stream, name in ((1, "said.out"), (2, "said.err")):
+    for stream, name in ((1, f"{said}.out"), (2, f"{said}.err")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, encoding="utf-8", closefd=False) for stream in (1, 2))
     from segexp import cli
@@ -113,8 +117,8 @@ def _carry_out(words: Sequence[str], fault: Fault, folder: Path) -> None:
     checkpoint.WRITE_EVERY_S = loop.TABLES_EVERY_S = 0.0  # as if every epoch took long
     if fault.kind == "cpu":
         signal.setitimer(signal.ITIMER_PROF, fault.at)  # its signal ends a process at once, as SIGKILL does
-    (folder / "said.calls").unlink(missing_ok=True)
-    _install(_Calls(fault, folder / "said.calls"))
+    (folder / f"{said}.calls").unlink(missing_ok=True)
+    _install(_Calls(fault, folder / f"{said}.calls"))
     try:
         code = cli.main(list(words))
     except SystemExit as error:
@@ -124,25 +128,36 @@ def _carry_out(words: Sequence[str], fault: Fault, folder: Path) -> None:
     os._exit(code)
 
 
-def injected(words: Sequence[str], fault: Fault, folder: Path) -> tuple[Said, list[str], float]:
-    """Run a command under a fault; its exit code is negative where it was killed. Also its calls and its seconds."""
+def begin(words: Sequence[str], fault: Fault, folder: Path, said: str = "said") -> Any:
+    """Begin a command under a fault; returns its process."""
     from segexp.sweep.pool import PRELOADED
 
     context = get_context("forkserver")
     context.set_forkserver_preload([*PRELOADED, "segexp.cli", "matplotlib.pyplot"])
-    process = context.Process(target=_carry_out, args=(words, fault, folder))
-    begun = time.perf_counter()
+    process = context.Process(target=_carry_out, args=(words, fault, folder, said))
     process.start()
-    process.join(fault.at if fault.kind == "wall" else PATIENCE_S)
-    hung = process.is_alive() and fault.kind != "wall"
+    return process
+
+
+def end(process: Any, folder: Path, patience_s: float = PATIENCE_S, said: str = "said") -> tuple[Said, list[str]]:
+    """What a command of `begin` said, once it has ended or was killed after so many seconds, and its calls."""
+    process.join(patience_s)
+    hung = process.is_alive() and patience_s == PATIENCE_S
     if process.is_alive():
         process.kill()
         process.join()
-    seconds = time.perf_counter() - begun
     out, err, calls = (
-        path.read_text(encoding="utf-8", errors="replace") if (path := folder / f"said.{name}").exists() else ""
+        path.read_text(encoding="utf-8", errors="replace") if (path := folder / f"{said}.{name}").exists() else ""
         for name in ("out", "err", "calls")
     )
     wrong = "Traceback" in err or "please report" in err
     fault_seen = "hang" if hung else f"traceback: {err.strip().splitlines()[-1]}" if wrong else ""
-    return Said(process.exitcode, out, err, fault_seen), calls.splitlines(), seconds
+    return Said(process.exitcode, out, err, fault_seen), calls.splitlines()
+
+
+def injected(words: Sequence[str], fault: Fault, folder: Path) -> tuple[Said, list[str], float]:
+    """Run a command under a fault; its exit code is negative where it was killed. Also its calls and its seconds."""
+    begun = time.perf_counter()
+    process = begin(words, fault, folder)
+    said, calls = end(process, folder, fault.at if fault.kind == "wall" else PATIENCE_S)
+    return said, calls, time.perf_counter() - begun

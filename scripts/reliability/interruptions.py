@@ -26,6 +26,10 @@ IMAGES = "{made}/images"
 ACTIVITIES: dict[str, tuple[str, ...]] = {
     "train": (*RUN, "trainer.keep_last=true", "outputs={own}/outputs"),
     "train without last.pt": (*RUN, "outputs={own}/outputs"),
+    "train two runs": (
+        *("train", "-m", "seed=0,1", "hydra.launcher.n_jobs=1", "outputs={own}/outputs"),
+        *(word for word in STUDY if not word.startswith(("activation=", "seed="))),
+    ),
     "collect": ("collect", "{study}"),
     "compare": ("compare", "{study}", "--json"),
     "report": ("report", "{study}", "-o", "{own}/report.html"),
@@ -37,13 +41,15 @@ ACTIVITIES: dict[str, tuple[str, ...]] = {
 }
 """{own}: a folder of the case, {study}: its copy of the prepared study, {run}: one of its runs."""
 
-OFTEN = ("train",) * 10 + ("train without last.pt",) * 2 + tuple(ACTIVITIES)[2:]
+OTHERS = tuple(name for name in ACTIVITIES if not name.startswith("train"))
+
+OFTEN = ("train",) * 10 + ("train without last.pt",) * 2 + OTHERS
 """From these a case draws: training has most moments."""
 
 LAZY = ("samples.png", "diagnostics.png")
 """Figures that `segexp show` draws where they are missing."""
 
-VOLATILE = ("log.txt", "timings.csv", ".compared.json", "traceback.txt", "said.")
+VOLATILE = ("log.txt", "timings.csv", ".compared.json", "traceback.txt", "said.", "plan-")
 """Beginnings of the names of files that hold times, or say what happened."""
 
 OF_A_RUN = ("status", "summary", "diagnostics", "warnings", "n_rows_expected", "init_sha", "order_sha", "identity")
@@ -113,7 +119,7 @@ def undisturbed(activity: str, made: Path) -> dict[str, Any]:
     return found
 
 
-def _judged(activity: str, how: str, made: Path, own: Path, before: Said) -> Ending:
+def judged(activity: str, how: str, made: Path, own: Path, before: Said) -> Ending:
     """The same command again, without a fault, and what it leaves; before: what it said under the fault."""
     what = f"{activity}: {how}"
     said, _, _ = injected(words_of(activity, made, own), Fault(), own)
@@ -123,7 +129,7 @@ def _judged(activity: str, how: str, made: Path, own: Path, before: Said) -> End
     true = undisturbed(activity, made)["files"]
     found = ended(own, said)
     extra, missing = sorted(found.keys() - true.keys()), sorted(true.keys() - found.keys())
-    extra = [name for name in extra if not Path(name).name.startswith(VOLATILE)]
+    extra = [name for name in extra if not Path(name).name.startswith(VOLATILE) and "/sweeps" not in name]
     missing = [
         name for name in missing if not Path(name).name.startswith((*VOLATILE, *LAZY)) and not name.startswith("cache/")
     ]
@@ -149,7 +155,7 @@ def kills(draw: random.Random, made: Path, own: Path) -> Ending:
         told.append(f"{'killed' if (said.code or 0) < 0 else 'not killed'} ({kind} {at:.4g}) at {place}")
         if said.fault:
             return Ending(said.fault.partition(":")[0], f"{activity}: {told[-1]}", said.err[-800:])
-    return _judged(activity, "; ".join(told), made, own, said)
+    return judged(activity, "; ".join(told), made, own, said)
 
 
 @fault_class("a command whose disk is full, fails, or takes half of each write, then given again", 1000, prepare)
@@ -165,4 +171,4 @@ def disk(draw: random.Random, made: Path, own: Path) -> Ending:
         return Ending("lost", f"{activity}: {how}", said.err[-800:])
     if said.code and not said.err.strip():
         return Ending("lie", f"{activity}: {how}, and nothing said", said.out[-800:])
-    return _judged(activity, how, made, own, said)
+    return judged(activity, how, made, own, said)

@@ -68,12 +68,12 @@ def counted(known: dict[str, FaultClass], kept: Path, before: dict[str, Any]) ->
 
 def page(known: dict[str, FaultClass], results: dict[str, Any]) -> str:
     """docs/reliability.md."""
-    rows = ["| class | what is done | long form | tried | " + " | ".join((*HELD, *FAULTS)) + " |"]
-    rows.append("|" + "---|" * (4 + len(HELD) + len(FAULTS)))
+    rows = [f"| class | what is done | tried | of | {' | '.join(HELD)} | faults |", "|" + "---|" * (5 + len(HELD))]
     for name, one in known.items():
-        of = results.get(name, {"cases": 0, "endings": {}})
-        ends = " | ".join(str(of["endings"].get(how, 0)) for how in (*HELD, *FAULTS))
-        rows.append(f"| {name} | {one.title} | {one.cases:,} | {of['cases']:,} | {ends} |")
+        of = results.get(name, {"cases": 0, "endings": {}, "commits": []})
+        ends = [str(of["endings"].get(how, 0)) for how in HELD]
+        faults = ", ".join(f"{how} {of['endings'][how]}" for how in FAULTS if how in of["endings"]) or "0"
+        rows.append(f"| {name} | {one.title} | {of['cases']:,} | {one.cases:,} | {' | '.join(ends)} | {faults} |")
     commits = ", ".join(sorted({commit for of in results.values() for commit in of["commits"]}))
     made = f"Tried at commits {commits} (cases 0, 1, 2 ... of each class; a number repeats its case)."
     return NOTES.read_text(encoding="utf-8").replace("TABLE", "\n".join([*rows, "", made]))

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from reliability import Ending, Said, fault_class, files, runs_of, said_by, study
 
@@ -67,18 +68,23 @@ def result_of(said: Said, words: list[str], own: Path) -> list[str]:
     """What a command says of results, line by line: all it prints without paths and sizes of files; of JSON without the
     warnings, which `told` has."""
     text = said.out
-    if "--json" in words:
-        kept = {key: value for key, value in json.loads(text).items() if key not in ("warnings", "provenance")}
-        text = json.dumps(kept, indent=1)
+    if "--json" in words and said.code == 0:
+        text = json.dumps(json.loads(text, object_hook=_unwarned), indent=1)
     shown = re.sub(r"[\d.,]+ [KMG]?i?B\b", "SIZE", text.replace(str(own), "OWN"))
     return [re.sub(r"\s+", " ", line) for line in shown.splitlines()]
+
+
+def _unwarned(content: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in ("warnings", "provenance")}
 
 
 def told(said: Said, words: list[str]) -> list[str]:
     """The warnings and errors of a command."""
     lines = said.err.splitlines()
     if "--json" in words and said.code == 0:
-        return lines + json.loads(said.out)["warnings"]
+        found: list[str] = []
+        json.loads(said.out, object_hook=lambda content: found.extend(map(str, content.get("warnings", ()))))
+        return lines + found
     return lines + re.findall(r"(?m)^problem.*", said.out)
 
 

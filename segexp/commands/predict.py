@@ -51,6 +51,7 @@ def command(words: Sequence[str]) -> int:
     from segexp.config.compose import recorded_config
     from segexp.inference.images import check_tile, files_in, sources_of
     from segexp.inference.selection import chosen_runs
+    from segexp.records import check_network
     from segexp.records.formatting import pluralize
     from segexp.records.process import set_wait
 
@@ -58,6 +59,8 @@ def command(words: Sequence[str]) -> int:
         raise UsageError(f"--overlap {options.overlap}: a share from 0 to below 1, together with --tile N")
     files, notes = files_in(options.images, options.out)
     runs, choice = chosen_runs(options.run, pairs_of(options.arm, "--arm"), options.ensemble is not None)
+    for run in runs:
+        check_network(run.path, run.record)
     configs = [recorded_config(run.path, [f"trainer.device={options.device}"]) for run in runs]
     if options.tile is not None:
         check_tile(options.tile, configs[0])

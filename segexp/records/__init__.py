@@ -338,6 +338,18 @@ def _wrong_in(content: Any) -> str:
     return ""
 
 
+def check_network(run_dir: Path, record: Mapping[str, Any]) -> None:
+    """Raise UsageError where the record of a run that is done lacks what using its network needs."""
+    needed = ("run_id", "config_id", "identity", "dataset_sha", "split_sha", "versions", "summary")  # of all versions
+    lacks = [key for key in needed if not record.get(key)]
+    normalisation: Any = record.get("normalisation")
+    of: list[Any] = [normalisation.get(key) for key in ("mean", "std")] if isinstance(normalisation, dict) else [None]
+    numbers = all(isinstance(one, list) and one and {*map(type, one)} <= {int, float} for one in of)
+    lacks += [] if numbers and len(of[0]) == len(of[-1]) else ["normalisation (mean and std of each channel)"]
+    if lacks:
+        raise UsageError(f"{run_dir / 'run.json'} lacks {', '.join(lacks)}: {RESTORE}")
+
+
 def check_complete(run_dir: Path, record: Mapping[str, Any]) -> None:
     """Raise UsageError when a table of a finished run is missing, cut or edited: such a file may still parse."""
     for table in record.get("n_rows_expected", {}):

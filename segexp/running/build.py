@@ -39,6 +39,7 @@ from segexp.losses import LOSSES, map_functions, maps_of
 from segexp.models.architectures import ARCHITECTURES, BackboneConfig, check_size, common_size
 from segexp.models.build import MEMORY_FORMATS, Built, build_with_hidden, final_layer
 from segexp.models.trace import Application
+from segexp.records import check_network
 from segexp.records.scores import OWN_SCORES
 from segexp.running import RunSpec
 from segexp.training.checkpoint import load_selected
@@ -347,6 +348,7 @@ def trained(run_dir: Path, config: Config, record: dict[str, Any], device_name: 
     """
     if record.get("status") != "done":
         raise UsageError(f"{run_dir} is {record.get('status')}: only a run that is done has a selected network")
+    check_network(run_dir, record)
     device, summary = device_of(device_name), record["summary"]
     selected = load_selected(run_dir, device, record.get("identity"), summary.get("best_epoch"), summary.get("epochs"))
     normalise = Normalisation(tuple(record["normalisation"]["mean"]), tuple(record["normalisation"]["std"]))

@@ -152,7 +152,10 @@ def threshold_of(threshold: str, config: Config, record: dict[str, Any]) -> tupl
     if mode_of(config) == "softmax":
         raise UsageError(f"--threshold {threshold}: softmax has no threshold (largest class wins); use --threshold 0.5")
     if threshold == "tuned":
-        return threshold, float(record["summary"]["threshold_tuned"])
+        tuned = record.get("summary", {}).get("threshold_tuned")
+        if tuned is None:
+            raise UsageError("--threshold tuned: the run's record has none; use a probability such as 0.5")
+        return threshold, float(tuned)
     if OUTPUT_ACTIVATIONS[config.activation.name].log_odds is None:
         return repr(p), p - 0.5
     return repr(p), math.log(p) - math.log1p(-p)

@@ -45,3 +45,15 @@ def test_runs_of_other_numerics_are_compared_apart(tmp_path: Path, capsys: pytes
     answer = json.loads(capsys.readouterr().out)
     assert answer["n_family"] == 0  # comparisons
     assert any("numerics" in warning for warning in answer["warnings"]), answer["warnings"]
+
+
+@pytest.mark.parametrize("key", ["split_sha", "dataset_sha", "identity", "versions", "normalisation"])
+def test_a_record_without_what_a_network_needs_is_refused_by_name(key: str, tmp_path: Path) -> None:
+    from segexp.errors import UsageError
+    from segexp.running.build import trained
+
+    record = json.loads((RECORDED / "early" / "run.json").read_text())
+    for value in ({}, {"mean": [0.1], "std": []}):
+        wrong = {**record, key: value if key == "normalisation" else None}
+        with pytest.raises(UsageError, match=f"run.json lacks .*{key}"):
+            trained(tmp_path, None, wrong, "cpu")  # type: ignore[arg-type]

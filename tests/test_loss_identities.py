@@ -86,28 +86,6 @@ def test_topk_is_the_mean_of_the_largest_errors() -> None:
     torch.testing.assert_close(value_of("topk_ce", prediction, target, share=0.1), errors[:3].mean())
 
 
-def two_classes(loss: str, logits: torch.Tensor) -> torch.Tensor:
-    """The two logits whose difference is the given one; for nacl, whose penalty is on logits, those that sum to 1."""
-    return torch.cat(((1 - logits) / 2, (1 + logits) / 2) if loss == "nacl" else (torch.zeros_like(logits), logits), 1)
-
-
-@pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
-@pytest.mark.parametrize(
-    "loss", ["topk_ce", "poly1_ce", "nacl", "mcc", "t_vmf_dice", "dice_plus_plus", "unified_focal"]
-)
-def test_one_logit_is_two_classes(loss: str, activation: str) -> None:
-    logits, target = example("binary")
-    for options in ({}, {"reduction": "image"}) if "reduction" in (o.name for o in LOSSES[loss].options) else ({},):
-        one = value_of(loss, predict("binary", logits, activation), target, **options)
-        two = value_of(loss, predict("softmax", two_classes(loss, logits), activation), target, **options)
-        # tanh counts its logit twice, but nacl the logits themselves.
-        if (loss, activation) != ("nacl", "tanh"):
-            torch.testing.assert_close(one, two, rtol=1e-12, atol=0)
-        if loss != "unified_focal":  # which counts the background of one logit, but not of independent ones
-            alone = value_of(loss, predict("independent", logits, activation), target, **options)
-            torch.testing.assert_close(one, alone, rtol=1e-12, atol=0)
-
-
 def test_without_a_background_every_class_is_foreground() -> None:
     logits, target = example("softmax")
     prediction = make_head(OUTPUT_ACTIVATIONS["sigmoid"], "softmax", first=0)(logits)

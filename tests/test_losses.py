@@ -33,15 +33,12 @@ from segexp.losses.pixelwise import focal, matching
 from segexp.losses.region import (
     Planes,
     dice,
-    dice_plus_plus,
-    focal_tversky,
     generalized_dice,
     jaccard,
     log_cosh_dice,
     lovasz,
     tversky,
 )
-from segexp.losses.similarity import mcc
 from segexp.registry import Option
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -94,9 +91,6 @@ def with_modes(losses: Iterable[str]) -> pytest.MarkDecorator:
         for loss in losses for mode in ALL_MODES
     ])  # fmt: skip
 
-
-OVERLAPS = [dice, jaccard, generalized_dice, tversky, focal_tversky, log_cosh_dice, lovasz, dice_plus_plus, mcc]
-"""Losses that are 0 without foreground."""
 
 OPTIONS_OF_SUM = {"terms": {"dice": 1, "ce": {"weight": 0.5, "label_smoothing": 0.1}}}
 NUM_CLASSES = {"binary": 2, "independent": 4, "softmax": 4}
@@ -666,63 +660,14 @@ def test_gradient_is_that_of_the_value_under_every_option(loss: str, mode: HeadM
         )
 
 
-@in_every_mode
-def test_ignored_pixels_do_not_exist(activation: str, loss: str, mode: HeadMode) -> None:
-    """Exactly no gradient there, the same value whatever is predicted there, and the value of the rest alone."""
-    if OUTPUT_ACTIVATIONS[activation].per_batch:  # for which they do
-        return
-    logits, target = random_logits(mode, 2, torch.float32), full_target(mode)
-    target[:, :, 3:] = IGNORE
-    ignored = (target == IGNORE).unsqueeze(1)
-    wild = torch.where(ignored, torch.tensor(1e6), logits)
-    pooled = "reduction" in (o.name for o in LOSSES[loss].options)
-    for options in ({}, {"reduction": "image"}) if pooled else ({},):
-        value, gradient = loss_and_gradient(activation, loss, mode, logits, target, **options)
-        value_wild, gradient_wild = loss_and_gradient(activation, loss, mode, wild, target, **options)
-        assert (gradient[ignored.expand_as(gradient)] == 0).all()
-        assert torch.equal(value_wild, value)
-        assert torch.equal(gradient_wild, gradient)
-        assert gradient.abs().sum() > 0
-        alone, _ = loss_and_gradient(activation, loss, mode, logits[..., :3], target[..., :3], **options)
-        torch.testing.assert_close(alone, value)
-
-
-@in_every_mode
-def test_nothing_to_learn_from_is_zero(activation: str, loss: str, mode: HeadMode) -> None:
-    """Without a valid pixel; an overlap also without foreground."""
-    cases: list[tuple[int, dict[str, Any]]] = [(IGNORE, {})]
-    if LOSSES[loss].function in OVERLAPS:
-        known = {o.name for o in LOSSES[loss].options}
-        for reduction in ("batch", "image"):
-            given = {"reduction": reduction, "classes": "foreground"}
-            cases.append((0, {name: value for name, value in given.items() if name in known}))
-    for constant, options in cases:
-        target = torch.full((2, 4, 5), constant)
-        logits = random_logits(mode, 2, torch.float32)
-        value, gradient = loss_and_gradient(activation, loss, mode, logits, target, **options)
-        assert value.item() == 0
-        assert (gradient == 0).all()
-
-
-def check_constant_targets(activation: str, loss: str, mode: HeadMode, options: dict[str, Any]) -> None:
-    logits = random_logits(mode, 2, torch.float32)
-    for constant in range(NUM_CLASSES[mode]):
-        target = torch.full((2, 4, 5), constant)
-        value, gradient = loss_and_gradient(activation, loss, mode, logits, target, **options)
-        assert value.isfinite(), options
-        assert gradient.isfinite().all(), options
-
-
-@in_every_mode
-def test_constant_targets(activation: str, loss: str, mode: HeadMode) -> None:
-    """Masks that are all background, or all one class."""
-    check_constant_targets(activation, loss, mode, {})
-
-
 @with_modes(WITH_OPTIONS)
 def test_constant_targets_under_every_option(loss: str, mode: HeadMode) -> None:
-    for options in option_sets(loss, mode):
-        check_constant_targets("sigmoid", loss, mode, options)
+    """Masks that are all background, or all one class."""
+    logits = random_logits(mode, 2, torch.float32)
+    for options, constant in itertools.product(option_sets(loss, mode), range(NUM_CLASSES[mode])):
+        value, gradient = loss_and_gradient("sigmoid", loss, mode, logits, torch.full((2, 4, 5), constant), **options)
+        assert value.isfinite(), options
+        assert gradient.isfinite().all(), options
 
 
 @in_every_mode

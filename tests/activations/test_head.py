@@ -101,26 +101,6 @@ def test_activation_is_applied_once(name: str, mode: HeadMode) -> None:
     assert prediction.foreground_NFHW().dtype == prediction.ties_NHW().dtype == torch.bool
 
 
-@pytest.mark.parametrize(("name", "mode"), [(name, mode) for name, mode in PAIRS if name in MAPS])
-def test_values_are_probabilities(name: str, mode: HeadMode) -> None:
-    logits = torch.cat([random_logits(mode), random_logits(mode, 1e6), torch.zeros(1, CHANNELS[mode], 5, 6)])
-    values = head_of(name, mode)(logits).values_NKHW
-    assert ((values >= 0) & (values <= 1)).all()
-    if mode == "softmax":
-        assert torch.allclose(values.sum(1), torch.ones(5, 5, 6))
-        if name in ODD:
-            assert torch.equal(values.argmax(1), logits.argmax(1))
-
-
-@pytest.mark.parametrize("mode", ["binary", "independent"])
-@pytest.mark.parametrize("name", BINARY)
-def test_decision_is_the_sign_of_the_log_odds(name: str, mode: HeadMode) -> None:
-    prediction = head_of(name, mode)(random_logits(mode))
-    assert torch.equal(prediction.foreground_NFHW(), prediction.values_NKHW > 0.5)
-    assert prediction.log_odds_NKHW is not None
-    assert torch.equal(prediction.evidence_NFHW(), prediction.log_odds_NKHW)
-
-
 @pytest.mark.parametrize("name", ODD)
 def test_evidence_keeps_what_probabilities_round_away(name: str) -> None:
     prediction = head_of(name, "binary")(pixels((-1e-20,), (1e-20,), (1e-10,), (1e5,), (1e6,)))

@@ -1,6 +1,7 @@
 """Known vulnerabilities of the packages in this environment, by pip-audit from osv.dev.
 
-Exits with 1 where there are any. Where advisories cannot be reached nothing is audited: this is said, and no failure.
+Exits with 1 where an update would remove one. Where advisories cannot be reached nothing is
+audited: this is said, and no failure.
 """
 
 import json
@@ -27,7 +28,7 @@ def main() -> int:
         print(f"{name} {version}: {advisory['id']}, fixed in {', '.join(advisory['fix_versions']) or 'no version yet'}")
     others = sorted(package["name"] for package in packages if "vulns" not in package)
     print(f"{len(audited)} packages audited, {len(found)} vulnerabilities; not audited: {', '.join(others) or 'none'}")
-    return 1 if found else 0
+    return 1 if any(advisory["fix_versions"] for _, _, advisory in found) else 0
 
 
 if __name__ == "__main__":

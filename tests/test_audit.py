@@ -13,12 +13,14 @@ PACKAGES = [
     {"name": "one", "version": "1.0", "vulns": []},
     {"name": "two", "version": "1.0", "vulns": [ADVISORY]},
     {"name": "segexp", "skip_reason": "editable"},
+    {"name": "three", "version": "1.0", "vulns": [{**ADVISORY, "fix_versions": []}]},
 ]
 
 
 @pytest.mark.parametrize(("packages", "error", "code", "said"), [
-    (PACKAGES, "Found 1 known vulnerability", 1, ["two 1.0: PYSEC-2024-1, fixed in 2.0", "2 packages", "segexp"]),
-    (PACKAGES[::2], "", 0, ["1 packages audited, 0 vulnerabilities"]),
+    (PACKAGES, "Found 2 known vulnerabilities", 1, ["two 1.0: PYSEC-2024-1, fixed in 2.0", "3 packages", "segexp"]),
+    (PACKAGES[3:], "Found 1 known vulnerability", 0, ["three 1.0: PYSEC-2024-1, fixed in no version yet"]),
+    (PACKAGES[:3:2], "", 0, ["1 packages audited, 0 vulnerabilities"]),
     (None, "requests.exceptions.ConnectionError: Name or service not known", 0, ["SKIPPED", "nothing was audited"]),
     (None, "No module named pip_audit", 2, ["failed"]),
 ])  # fmt: skip

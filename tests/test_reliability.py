@@ -22,6 +22,7 @@ SHORT = {
     "chaos": 2,
     "together": 3,
     "readers": 40,
+    "store": 7,
 }
 """Class -> cases that take about a minute."""
 

@@ -207,15 +207,20 @@ def _watched(inside: Path | None) -> Iterator[list[str]]:
         tempfile.tempdir = before
 
 
-def said_by(words: Sequence[str], inside: Path | None = None, run: Callable[[list[str]], int] | None = None) -> Said:
-    """Run a command in this process, within `HANGS_S` and `MEMORY`. inside: the only folder it may write to; it becomes
-    the current one. run: what takes the words, instead of the command line."""
+def said_by(
+    words: Sequence[str],
+    inside: Path | None = None,
+    run: Callable[[list[str]], int] | None = None,
+    seconds: float | None = None,
+) -> Said:
+    """Run a command in this process, within `HANGS_S` or the seconds, and `MEMORY`. inside: the only folder it may
+    write to; it becomes the current one. run: what takes the words, instead of the command line."""
     from segexp import cli
 
     out, err, code, fault = io.StringIO(), io.StringIO(), None, ""
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _watched(inside) as heard:
         try:
-            with _limited(HANGS_S):
+            with _limited(seconds or HANGS_S):
                 code = (run or cli.main)(list(words))
         except _Hangs:
             fault = "hang"

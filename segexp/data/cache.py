@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from segexp.errors import UsageError
+from segexp.records.files import read_json
 from segexp.records.process import heed_interrupts
 
 log = logging.getLogger("segexp")
@@ -107,10 +108,10 @@ def entries() -> list[Entry]:
         if path.parent.suffix:  # of a folder that is being filled or removed
             continue
         with suppress(OSError):
-            n_bytes, used = sum(part.stat().st_size for part in path.parent.iterdir()), path.stat().st_mtime
+            n_bytes, used = sum(part.lstat().st_size for part in path.parent.iterdir()), path.lstat().st_mtime
             try:
-                found.append(Entry(path.parent, **json.loads(path.read_bytes()), bytes=n_bytes, used=used))
-            except (ValueError, TypeError):
+                found.append(Entry(path.parent, **read_json(path, path.parent), bytes=n_bytes, used=used))
+            except (UsageError, TypeError):
                 found.append(Entry(path.parent, bytes=n_bytes, used=used))
     return sorted(found, key=lambda entry: entry.used)
 
@@ -238,6 +239,9 @@ def _read(place: Path, read: Callable[[Path], T], report: bool = True) -> T | No
     try:
         if place.lstat().st_uid != os.geteuid():
             return None
+        with os.scandir(place) as parts:
+            if odd := [part.name for part in parts if not part.is_file(follow_symlinks=False)]:
+                raise Damaged(f"{odd[0]} is no plain file")
         found = read(place)
     except FileNotFoundError:
         return None

@@ -450,6 +450,19 @@ def test_damaged_checks_are_made_again(kind: str, root: Path, caplog: pytest.Log
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize("odd", ["link", "pipe"])
+@pytest.mark.parametrize("name", ["entry.json", "content.npz", "images.bin"])
+def test_an_entry_with_a_link_or_a_pipe_is_made_again(name: str, odd: str, root: Path, tmp_path: Path) -> None:
+    images = loaded(root).image_set
+    make_reader(images, FIT)
+    victim = images_entry().path / name
+    victim.rename(tmp_path / name)
+    os.mkfifo(victim) if odd == "pipe" else victim.symlink_to(tmp_path / name)
+    assert all_equal(make_reader(images, FIT), unstored(images))
+    assert [path for path in victim.parent.iterdir() if path.is_symlink() or not path.is_file()] == []
+    assert images_entry().images == 6
+
+
 def test_only_damage_is_taken_for_damage(root: Path) -> None:
     loaded(root)
     key = next(entry.path.name for entry in entries())

@@ -54,8 +54,6 @@ TESTS = (
 
 FEW = 5
 
-BUDGET_S = 120.0
-"""Processor seconds after which no other file of tests is begun."""
 
 WARM: tuple[str, ...] = (
     "torch",
@@ -382,9 +380,9 @@ def covered(root: Path, kept: Path) -> Covered:
     return Covered(found["seconds"], of_lines)
 
 
-def tried(root: Path, mutant: Mutant, tests: Covered, shown: bool = False) -> dict[str, Any]:
+def tried(root: Path, mutant: Mutant, tests: Covered, budget_s: float, shown: bool = False) -> dict[str, Any]:
     """How the mutant ended: killed (by a test), import (its module, or a module of tests, does not load), timeout,
-    crash, survived."""
+    crash, survived, or open, where the budget was spent before the last file of tests."""
     order = tests.order(mutant)
 
     def work() -> Any:
@@ -397,16 +395,16 @@ def tried(root: Path, mutant: Mutant, tests: Covered, shown: bool = False) -> di
             ran += plugin.ran
             if code not in (0, 5):
                 return {"outcome": "killed" if code == 1 else "import", "by": plugin.failed or file, "ran": ran}
-            if time.process_time() > BUDGET_S:
-                break
-        return {"outcome": "survived", "ran": ran, "of": sum(map(len, order.values()))}
+            if time.process_time() > budget_s and file != [*order][-1]:
+                return {"outcome": "open", "ran": ran, "of": sum(map(len, order.values()))}
+        return {"outcome": "survived", "ran": ran}
 
     path = root / mutant.file
     source, stat = path.read_text("utf-8"), path.stat()
     path.write_text(source[: mutant.begin] + mutant.after + source[mutant.end :], "utf-8")
     os.utime(path, (stat.st_atime, stat.st_mtime + 1000))  # compiled files of the original do not count
     try:
-        found, seconds = in_child(work, 3 * BUDGET_S, shown)
+        found, seconds = in_child(work, 4 * budget_s, shown)
     finally:
         path.write_text(source, "utf-8")
         os.utime(path, (stat.st_atime, stat.st_mtime))
@@ -414,6 +412,8 @@ def tried(root: Path, mutant: Mutant, tests: Covered, shown: bool = False) -> di
 
 
 # Results
+
+LEFT = ("survived", "open")
 
 KEPT = Path(__file__).with_suffix(".json")
 """The last record of each mutant, the one of the page; ``why`` it survived is written there by hand."""
@@ -456,7 +456,7 @@ def page(mutants: list[Mutant], every: int, done: dict[str, dict[str, Any]]) -> 
         old, new = kept.get(mutant.key, {}), done.get(mutant.key, kept.get(mutant.key))
         if new:
             first = old.get("first", done.get(mutant.key, {}).get("first", new["outcome"]))
-            why = old.get("why", "") if new["outcome"] == "survived" else ""
+            why = old.get("why", "") if new["outcome"] in LEFT else ""
             facts = {
                 "n": n,
                 "key": mutant.key,
@@ -472,12 +472,12 @@ def page(mutants: list[Mutant], every: int, done: dict[str, dict[str, Any]]) -> 
         of_package.setdefault("/".join(record["file"].split("/")[:2]), []).append(record)
     rows = ["| code | mutants | killed | equivalent | other survivors |", "|---|---|---|---|---|"]
     for name, found in [*sorted(of_package.items()), ("**together**", records)]:
-        left = [record for record in found if record["outcome"] == "survived"]
+        left = [record for record in found if record["outcome"] in LEFT]
         equal = sum(record["why"].startswith("equivalent") for record in left)
         share = f"{len(found) - len(left)} ({100 * (len(found) - len(left)) / len(found):.0f} %)"
         rows.append(f"| {name} | {len(found)} | {share} | {equal} | {len(left) - equal} |")
     survivors = ["| where | change | why |", "|---|---|---|"]
-    for record in (record for record in records if record["outcome"] == "survived"):
+    for record in (record for record in records if record["outcome"] in LEFT):
         change = " to ".join(
             f"`{' '.join(record[key].split())[:60]}`".replace("|", "\\|") for key in ("before", "after")
         )
@@ -488,7 +488,7 @@ def page(mutants: list[Mutant], every: int, done: dict[str, dict[str, Any]]) -> 
         "number": len(records), "every": every, "table": "\n".join(rows),
         "imports": sum(record["outcome"] == "import" for record in records),
         "timeouts": sum(record["outcome"] in ("timeout", "crash") for record in records),
-        "before": sum(record["first"] != "survived" for record in records), "survivors": "\n".join(survivors),
+        "before": sum(record["first"] not in LEFT for record in records), "survivors": "\n".join(survivors),
     }  # fmt: skip
     (REPOSITORY / "docs" / "mutation.md").write_text(PAGE.format(**texts), "utf-8")
 
@@ -506,6 +506,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--number", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--budget", type=float, default=120, help="processor seconds, then no other file is begun")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--only", type=int)
     parser.add_argument("--commit", default="HEAD")
@@ -541,15 +542,13 @@ def main() -> None:
     for n, mutant in enumerate(mutants):
         before = done.get(mutant.key)
         wanted = (
-            n == given.only
-            if given.only is not None
-            else not before or (given.again and before["outcome"] == "survived")
+            n == given.only if given.only is not None else not before or (given.again and before["outcome"] in LEFT)
         )
         if not wanted:
             continue
         record = {"n": n, "key": mutant.key, "file": mutant.file, "scope": mutant.scope, "line": mutant.lines[0].start}
         record |= {"before": mutant.before, "after": mutant.after, "commit": commit}
-        record |= tried(root, mutant, tests, shown=given.only is not None)
+        record |= tried(root, mutant, tests, given.budget, shown=given.only is not None)
         print(
             json.dumps({k: record[k] for k in ("n", "outcome", "file", "line", "before", "after", "seconds")}),
             flush=True,

@@ -125,7 +125,7 @@ def test_one_logit_is_two_classes(loss: str) -> None:
     if loss == "nacl":  # whose penalty is on the logits: (1 - x) / 2 and (1 + x) / 2 have the same
         binary = [a for a in binary if OUTPUT_ACTIVATIONS[a].linear]
 
-    @repeatable(10)
+    @repeatable(6)
     @given(of(loss, lambda pairs: [(a, mode) for a, mode in pairs if mode == "binary" and a in binary]))
     def check(scene: Scene) -> None:
         entry, x = OUTPUT_ACTIVATIONS[scene.activation], scene.logits

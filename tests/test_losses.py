@@ -660,16 +660,6 @@ def test_gradient_is_that_of_the_value_under_every_option(loss: str, mode: HeadM
         )
 
 
-@with_modes(WITH_OPTIONS)
-def test_constant_targets_under_every_option(loss: str, mode: HeadMode) -> None:
-    """Masks that are all background, or all one class."""
-    logits = random_logits(mode, 2, torch.float32)
-    for options, constant in itertools.product(option_sets(loss, mode), range(NUM_CLASSES[mode])):
-        value, gradient = loss_and_gradient("sigmoid", loss, mode, logits, torch.full((2, 4, 5), constant), **options)
-        assert value.isfinite(), options
-        assert gradient.isfinite().all(), options
-
-
 @in_every_mode
 def test_perfect_and_wrong_predictions(activation: str, loss: str, mode: HeadMode) -> None:
     target = full_target(mode)

@@ -112,7 +112,7 @@ def standard_error(
     (where there are more seeds than images, at least N - 1 or 4, because seeds do not stand for images). It is at most
     ``most`` (K - 1), and K - 1 where the images add no variance or there are fewer than ``from_seeds`` seeds.
     """
-    K, N = np.asarray(n_seeds), np.asarray(n_images)
+    K, N = n_seeds, n_images
     total = ms_seed + np.maximum(np.subtract(ms_image, ms_residual), 0)
     parts = np.square(ms_seed) / (K - 1) + np.square(ms_image) / (N - 1) + np.square(ms_residual) / ((K - 1) * (N - 1))
     with np.errstate(invalid="ignore"):  # 0 / 0, where nothing varies

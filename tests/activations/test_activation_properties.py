@@ -31,7 +31,7 @@ def test_output(name: str) -> None:
     """Probabilities; pixels, images and classes in any order; symmetry; never falling; one logit as two classes."""
     entry = OUTPUT_ACTIVATIONS[name]
 
-    @repeatable(15)
+    @repeatable(10)
     @given(scenes([(name, mode) for mode in entry.modes]), st.integers(0, 2**16), st.sampled_from([0.01, 1.0, 1e5]))
     def check(scene: Scene, seed: int, scale: float) -> None:
         scene = replace(scene, logits=scale * scene.logits)
@@ -93,7 +93,7 @@ def test_hidden(name: str) -> None:
     module = make_hidden(name, {}).double().eval()
     f = torch.no_grad()(lambda x: module(x[:, None, None, None]).flatten())
 
-    @repeatable(10)
+    @repeatable(6)
     @given(st.integers(0, 2**16), st.integers(1, 40), st.sampled_from([0.1, 1.0, 10.0, 1e4]))
     def check(seed: int, number: int, scale: float) -> None:
         generator = np.random.default_rng(seed)

@@ -126,6 +126,15 @@ def test_conditional_power_falls_with_the_number_of_comparisons_and_is_0_without
     assert conditional_power(Evidence(stats.NO_TEST, 2), 27, ROPE, 0.36, 5 / 9, 1) == 0
 
 
+def test_where_the_seeds_do_not_vary_the_last_look_is_known_now():
+    for mean, certain in ((0.02, 1.0), (0.004, 0.0), (-0.02, 1.0)):
+        found = Evidence(replace(interval(mean, 0.004), df=7.0), 8, 0.004)
+        assert conditional_power(found, 27, 0.0, 0.36, 5 / 9, 1) == certain
+    # Nor do the images: there is no test. And a power is no more than 1 where both decisions are sure.
+    assert conditional_power(Evidence(stats.one_sample([0.0] * 5), 5), 27, ROPE, 0.36, 5 / 9, 1) == 0
+    assert conditional_power(Evidence(interval(0.02, 0.002), 8), 27, 1.0, 0.36, 5 / 9, 1) == 1
+
+
 def test_comparisons_are_decided_open_or_stopped_for_a_reason():
     hopeful, hopeless = Evidence(interval(0.02, 0.012), 8), Evidence(interval(0.012, 0.02), 8, 0.0199, 0.056)
     seeds = Evidence(interval(0.0098, 0.0002), 8)

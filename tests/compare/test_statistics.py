@@ -13,8 +13,10 @@ from statsmodels.stats.power import TTestPower
 
 from segexp.compare.result import Interval
 from segexp.compare.statistics import (
+    EXACTLY_THE_MARGIN,
     MOST,
     TwoWay,
+    by_datasets,
     corrected_resampled,
     effect_size,
     equivalence,
@@ -313,6 +315,22 @@ def test_the_most_influential_image_and_seed_are_left_out():
     assert not failure_seen(np.delete(D, 4, axis=1).mean(axis=0), math.nan)
 
 
+def test_what_would_decide_a_claim_across_data_sets():
+    found = one_sample([0.01, 0.03, 0.02, 0.05])
+    assert by_datasets(found, 4, 0.0, 0.05) == EXACTLY_THE_MARGIN
+    assert by_datasets(found, 4, NAN, 0.05) == by_datasets(one_sample([0.02] * 4), 4, 0.02, 0.05) == "unknown"
+    assert by_datasets(found, 4, 0.01, 0.05).endswith("data sets, there are 4")
+    assert by_datasets(found, 4, 1.0, 0.05).startswith("about 5")
+
+
+def test_skewness_is_that_of_scipy():
+    values = np.random.default_rng(0).lognormal(size=7)
+    assert skewness(values) == pytest.approx(stats.skew(values, bias=False))
+    assert skewness([0, 0, 1]) == pytest.approx(math.sqrt(3))
+    assert math.isnan(skewness(values[:2]))
+    assert math.isnan(skewness([0.1] * 5))
+
+
 def test_components_of_variance_of_splits_are_found_again():
     rng = np.random.default_rng(0)
     sds = {"split": 2.0, "seed": 1.0, "image": 3.0, "residual": 1.5}
@@ -464,6 +482,7 @@ def test_what_seeds_alone_detect_lies_in_the_range_that_they_need():
     low, high = range_alone(found, 5, target)
     assert 2 <= low < 5 < high
     assert range_alone(found, 5, target, fewest=6)[0] == 6
+    assert range_alone(found, 5, 1e6) == (2, 2)
     assert range_alone(one_sample([0.5] * 5), 5, 1.0) == (math.inf, math.inf)
     assert range_alone(found, 5, 1e-6) == (math.inf, math.inf)
     # Where the standard error has a floor, no number finds less.

@@ -48,7 +48,7 @@ def alike(one: dict[str, Any], other: dict[str, Any], but: Sequence[str] = ()) -
     return all(a == b or (math.isnan(a) and math.isnan(b)) or math.isclose(a, b, abs_tol=1e-9) for a, b in both)
 
 
-@repeatable(20)
+@repeatable(12)
 @given(scenes(PAIRS, side=8), st.randoms(use_true_random=False))
 def test_bounds_and_what_changes_no_score(scene: Scene, random: Any) -> None:
     """The order of images and classes, a mirror, each image twice, and what is predicted on ignored pixels."""
@@ -86,7 +86,7 @@ def test_one_logit_is_two_classes(scene: Scene) -> None:
         assert alike(scored(other).summary, found.summary, after)
 
 
-@repeatable(15)
+@repeatable(10)
 @given(scenes([("sigmoid", "independent")], side=8), st.integers(0, 2**16))
 def test_prediction_and_reference_change_places_and_are_perfect_together(scene: Scene, seed: int) -> None:
     classes = scene.prediction.classes

@@ -11,7 +11,11 @@ DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 def first_line(error: object) -> str:
     """The first line of what an exception or a warning says, and the next where that ends in a colon; of one that says
     nothing, its kind."""
-    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    try:
+        text = str(error)
+    except Exception:  # of a plugin's own class
+        text = ""
+    lines = [line.strip() for line in text.strip().splitlines()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 

@@ -129,6 +129,30 @@ def test_a_plugin_is_named_before_or_after_the_command_and_in_the_environment(
 
 
 @pytest.mark.parametrize(
+    "fault",
+    [
+        "raise GeneratorExit",
+        "raise BaseException('odd')",
+        "raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})()",
+        "raise type('Odd', (SystemExit,), {'__str__': lambda self: 1 / 0})()",
+    ],
+)
+def test_whatever_a_plugin_raises_is_a_line_that_names_it(fault: str, write: Write) -> None:
+    assert "parts.py, line 1: the plugin cannot be loaded: " in refusal(write(parts=f"{fault}\n{TWICE}"))
+
+
+def test_a_hidden_activation_that_returns_nothing_in_the_network_is_refused(
+    write: Write, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = "def twice(x):\n    CALLS.append(x)\n    return 2 * x if len(CALLS) < 5 else None\n"
+    file = write(parts=f"{USES}CALLS = []\n@hidden_activation\n{body}")
+    words = ["train", *TINY, "hidden_activation=twice", "outputs=out", "--plugin", str(file)]
+    monkeypatch.chdir(file.parent)
+    assert cli.main(words) == 2
+    assert "hidden_activation=twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "words", [["--plugin"], ["list", "--plugin"], ["list", "--plugin="], ["--plugin", "-m", "list"]]
 )
 def test_the_name_of_a_plugin_is_needed(words: list[str], capsys: Captured) -> None:

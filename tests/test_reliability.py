@@ -23,6 +23,7 @@ SHORT = {
     "together": 3,
     "readers": 40,
     "store": 7,
+    "plugins": 30,
 }
 """Class -> cases that take about a minute."""
 

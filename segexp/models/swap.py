@@ -5,6 +5,7 @@ forward pass is traced (`segexp.models.trace`), every call site gets its own mod
 activation must be a replacement or a gate (squeeze-and-excitation, attention). Any other has escaped, an error.
 """
 
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from segexp.activations.hidden import Scope
-from segexp.errors import UsageError
-from segexp.models.trace import ACTIVATION_CLASSES, ATTENTION_CLASSES, Application, Trace, has_class, trace
+from segexp.activations.hidden import HIDDEN_ACTIVATIONS, Scope
+from segexp.errors import UsageError, first_line
+from segexp.models.trace import ACTIVATION_CLASSES, ATTENTION_CLASSES, FAILURES, Application, Trace, has_class, trace
+from segexp.registry.plugins import LOADED, in_plugin
 
 BARE = "hidden_calls"  # name of the submodule that holds the replacements of functions called in a module's own forward
 
@@ -225,9 +227,17 @@ def audit(
     """
     asked: Any = getattr(network, "swap", Swap("native", "both", 0, 0))
     # A network may behave differently in evaluation mode; without a swap that does not matter.
-    passes = [(seen or trace(network, in_channels, size)).applications]
-    if asked.activation != "native":
-        passes.append(trace(network, in_channels, size, training=False).applications)
+    try:
+        passes = [(seen or trace(network, in_channels, size)).applications]
+        if asked.activation != "native":
+            passes.append(trace(network, in_channels, size, training=False).applications)
+    except FAILURES as error:
+        origin = HIDDEN_ACTIVATIONS.origins.get(asked.activation)
+        if origin is None or in_plugin(error):
+            raise
+        cure = f"`segexp check-plugin {shlex.quote(LOADED[origin].given)}` tests it"
+        failure = first_line(error)[:200]
+        raise UsageError(f"the network fails with hidden_activation={asked.activation}: {failure}; {cure}") from error
     escaped: Counter[str] = Counter()
     for applied in passes:
         missed = [a for a in applied if a.kind in ("native", "function") and asked.covers(a.module)]

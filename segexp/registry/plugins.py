@@ -327,7 +327,7 @@ def _load(plugin: Plugin) -> None:
         where = line_in(error, plugin.paths)
         if isinstance(error, UsageError):
             raise UsageError(f"{where}: {error}" if where else str(error)) from error
-        if isinstance(error, Exception | SystemExit):
+        if not isinstance(error, KeyboardInterrupt):
             what = f"the plugin cannot be loaded: {type(error).__name__}: {first_line(error)}"
             raise UsageError(f"{where or plugin.given}: {what}") from error
         raise

@@ -131,7 +131,7 @@ def primary_score(
 
 def micro_scores(counts_NF3: np.ndarray) -> tuple[float, float]:
     """Dice and IoU of the counts pooled over all images, averaged over the classes where they are defined."""
-    dice_F, iou_F = dice_and_iou(counts_NF3.sum(axis=0, keepdims=True))
+    dice_F, iou_F = dice_and_iou(counts_NF3.sum(axis=0))
     return mean_or_nan(dice_F), mean_or_nan(iou_F)
 
 

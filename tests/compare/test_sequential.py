@@ -96,7 +96,7 @@ def test_a_look_without_a_share_for_equivalence_never_calls_it():
 def test_what_has_no_test_has_none_at_a_look_and_identical_arms_stay_equivalent():
     assert math.isnan(at_look(stats.NO_TEST, 0.12, 0.2).p)
     identical = at_look(stats.one_sample([0.0] * 5), 0.04, 0)
-    assert (identical.p, identical.low, identical.high) == (1, 0, 0)
+    assert (identical.p, identical.low, identical.high, identical.low90, identical.high90) == (1, 0, 0, 0, 0)
     assert decided([identical], ROPE) == [Verdict.EQUIVALENT]
 
 

@@ -13,6 +13,7 @@ from statsmodels.stats.power import TTestPower
 
 from segexp.compare.result import Interval
 from segexp.compare.statistics import (
+    CERTAINTY,
     EXACTLY_THE_MARGIN,
     MOST,
     TwoWay,
@@ -247,6 +248,7 @@ def test_folds_share_training_images_and_pay_for_it():
     found = corrected_resampled([1, 2, 3, 4, 5], [20] * 5, [80] * 5)
     assert (found.mean, found.se, found.df) == pytest.approx((3, math.sqrt(2.5 * (1 / 5 + 1 / 4)), 4))
     assert found.p == pytest.approx(2 * stats.t.sf(3 / found.se, 4))
+    assert corrected_resampled([1, 2, 3], [1] * 3, [1] * 3).se == pytest.approx(math.sqrt(1 / 3 + 1))
     uneven = corrected_resampled([1, 2, 3], [30, 30, 40], [70, 70, 60])
     assert uneven.se == pytest.approx(math.sqrt(1 / 3 + 100 / 200))
 
@@ -378,6 +380,7 @@ def test_what_describes():
     assert interquartile_mean([[0, 1, 2, 3], [4, 5, 60, 700]]) == pytest.approx(3.5)
     assert interquartile_mean([1, 2, 6]) == 3
     assert effect_size([1, 2, 3]) == 2
+    assert effect_size([1, 3]) == pytest.approx(2**0.5)
     assert math.isnan(effect_size([0, 0, 0]))
     assert seed_correlation([1, 2, 3, 4], [2, 4, 6, 8]) == pytest.approx(1)
     assert seed_correlation([1, 2, 4], [3, 2, 2]) == pytest.approx(stats.pearsonr([1, 2, 4], [3, 2, 2])[0])
@@ -483,6 +486,9 @@ def test_what_seeds_alone_detect_lies_in_the_range_that_they_need():
     assert 2 <= low < 5 < high
     assert range_alone(found, 5, target, fewest=6)[0] == 6
     assert range_alone(found, 5, 1e6) == (2, 2)
+    # With as many seeds as there are, the standard error is what it is, however much of it more seeds would leave.
+    least = noncentrality(4) * found.se * math.sqrt(4 / stats.chi2.ppf((1 - CERTAINTY) / 2, 4))
+    assert {range_alone(found, 5, 1.001 * least, floor_se=share * found.se)[1] for share in (0, 0.5)} == {5}
     assert range_alone(one_sample([0.5] * 5), 5, 1.0) == (math.inf, math.inf)
     assert range_alone(found, 5, 1e-6) == (math.inf, math.inf)
     # Where the standard error has a floor, no number finds less.

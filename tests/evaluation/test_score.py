@@ -19,7 +19,7 @@ from segexp.activations.output import ALL_MODES, OUTPUT_ACTIVATIONS, HeadMode, l
 from segexp.data.batches import ScoringBatch
 from segexp.evaluation import EmptyPolicy
 from segexp.evaluation.boundary import boundary_scores
-from segexp.evaluation.measures import bin_edges
+from segexp.evaluation.measures import bin_edges, fit_temperature
 from segexp.evaluation.objects import match_objects
 from segexp.evaluation.predict import EpochScores, Scored, Units, epoch_scores, predict
 from segexp.evaluation.score import (
@@ -460,6 +460,8 @@ def test_temperature_comes_from_valid_pixels_bounded_and_evenly_spaced(
     wanted = np.column_stack((phi_PK, truth))[::stride]
     assert all(same(table, wanted) for table in seen)
     assert 20 < len(wanted) <= 60
+    monkeypatch.undo()
+    assert fitted_on(of).temperature == fit_temperature(phi_PK, truth, mode)
 
 
 @in_turn(THRESHOLDED)

@@ -278,7 +278,8 @@ class Covered:
     def order(self, mutant: Mutant) -> dict[str, list[str]]:
         """File -> its tests to run: those that execute the line, or the statement, or, of what is done on import, any
         line of the module; the quick ones first. Of a line that few execute, whose result may be kept for other tests,
-        all tests of their files. First the files with many tests a second."""
+        all tests of their files. First the files of its package, and
+        those with many tests a second."""
         of_lines = self.tests.get(mutant.file, {})
         chosen = {t for line in mutant.lines[0] for t in of_lines.get(line, ())} if mutant.scope else set()
         if mutant.scope and not chosen:
@@ -291,7 +292,8 @@ class Covered:
         for test in sorted(chosen, key=lambda t: self.seconds[t]):
             order.setdefault(test.split("::")[0], []).append(test)
         density = {file: len(tests) / sum(self.seconds[t] + 0.01 for t in tests) for file, tests in order.items()}
-        return {file: order[file] for file in sorted(order, key=lambda f: -density[f])}
+        package = mutant.file.split("/")[1][:4]
+        return {file: order[file] for file in sorted(order, key=lambda f: (package not in f, -density[f]))}
 
 
 def in_child(work: Any, limit_s: float, shown: bool = False) -> tuple[Any, float]:
@@ -539,7 +541,7 @@ def main() -> None:
     tests = covered(root, root / "covered.json")
     in_child(lambda: pytest_of(root, Chosen([]), *given_tests(root)), 600)  # compiles the tests
     given.results.parent.mkdir(parents=True, exist_ok=True)
-    for n, mutant in enumerate(mutants):
+    for n, mutant in sorted(enumerate(mutants), key=lambda pair: done.get(pair[1].key, {}).get("outcome") == "open"):
         before = done.get(mutant.key)
         wanted = (
             n == given.only if given.only is not None else not before or (given.again and before["outcome"] in LEFT)

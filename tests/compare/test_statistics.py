@@ -487,7 +487,7 @@ def test_what_seeds_alone_detect_lies_in_the_range_that_they_need():
     assert range_alone(found, 5, target, fewest=6)[0] == 6
     assert range_alone(found, 5, 1e6) == (2, 2)
     # With as many seeds as there are, the standard error is what it is, however much of it more seeds would leave.
-    least = noncentrality(4) * found.se * math.sqrt(4 / stats.chi2.ppf((1 - CERTAINTY) / 2, 4))
+    least = float(noncentrality(4)) * found.se * math.sqrt(4 / stats.chi2.ppf((1 - CERTAINTY) / 2, 4))
     assert {range_alone(found, 5, 1.001 * least, floor_se=share * found.se)[1] for share in (0, 0.5)} == {5}
     assert range_alone(one_sample([0.5] * 5), 5, 1.0) == (math.inf, math.inf)
     assert range_alone(found, 5, 1e-6) == (math.inf, math.inf)

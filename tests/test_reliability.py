@@ -24,6 +24,7 @@ SHORT = {
     "readers": 40,
     "store": 7,
     "plugins": 30,
+    "decide": 3,
 }
 """Class -> cases that take about a minute."""
 

@@ -129,7 +129,7 @@ ODD: tuple[Any, ...] = (
 )
 
 
-def _json(draw: random.Random, text: str) -> str:
+def edited_json(draw: random.Random, text: str) -> str:
     """A value, at any depth, removed, doubled, replaced, or of another version."""
     whole = json.loads(text)
     place: Any = whole
@@ -209,7 +209,7 @@ def _encoded(draw: random.Random, text: str) -> bytes:
     return text.replace("\n", draw.choice(("\n", "\r\n", "\r"))).encode(encoding, "replace")
 
 
-FORMATS: dict[str, Callable[[random.Random, str], str]] = {".json": _json, ".csv": _csv}
+FORMATS: dict[str, Callable[[random.Random, str], str]] = {".json": edited_json, ".csv": _csv}
 
 
 def _changed(draw: random.Random, victim: Path) -> tuple[str, bytes]:

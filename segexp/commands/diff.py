@@ -21,6 +21,7 @@ TABLES = tuple(table for table in COLUMNS if table != "timings")
 """Tables that runs of one identity have in common, byte for byte, on a CPU with equal threads."""
 
 PAIRED_BY = {"dataset_sha": "data", "split_sha": "split", "init_sha": "initial weights", "order_sha": "batch order"}
+PAIRED_BY |= {"numerics": "numerics version"}
 """What two runs must have in common to be compared image by image: keys of run.json and their names in messages."""
 
 EPILOG = """\
@@ -50,8 +51,8 @@ def command(words: Sequence[str]) -> int:
 def diff(a: Path, b: Path) -> dict[str, Any]:
     """The differences between the runs in ``a`` and ``b``, as `segexp diff --json` prints them.
 
-    - a, b: the directories; verdict: how they are related, one line; paired: same data, split, initial weights and
-      batch order, null where one of them does not record these
+    - a, b: the directories; verdict: how they are related, one line; paired: same data, split, initial weights,
+      batch order and numerics, null where one of them does not record these
     - config, environment, code, machine, data, pairing: what differs, as a list of key, a and b; a side without the
       key is left out; in config, volatile marks keys that do not change the identity
     - split: images in other parts, only in a, only in b; null where split.csv is missing
@@ -65,7 +66,7 @@ def diff(a: Path, b: Path) -> dict[str, Any]:
     """
     from segexp.config import is_volatile
 
-    records = read_run(a), read_run(b)
+    records = {"numerics": 1, **read_run(a)}, {"numerics": 1, **read_run(b)}
     missing: list[str] = []
     same_run = bool(records[0].get("identity")) and records[0].get("identity") == records[1].get("identity")
     config = [
@@ -101,7 +102,7 @@ def diff(a: Path, b: Path) -> dict[str, Any]:
         "machine": _differing(*(_chosen(record, "host") | dict(record.get("device") or {}) for record in records)),
         "data": data,
         "split": both(lambda path: text_rows(path / "split.csv", "split"), _split),
-        "pairing": _differing(*(_chosen(record, "init_sha", "order_sha") for record in records)),
+        "pairing": _differing(*(_chosen(record, "init_sha", "order_sha", "numerics") for record in records)),
         "summary": _summary(*(record.get("summary", {}) for record in records)),
         "images": both(lambda path: text_rows(path / "images.csv", "images"), _images),
         "tables": {

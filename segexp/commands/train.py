@@ -67,6 +67,7 @@ def command(words: Sequence[str]) -> int:
     from segexp.config.compose import (
         hydra_session,
         readable,
+        recorded_in,
         recorded_overrides,
         refuse_several_values,
         typed_of,
@@ -77,10 +78,12 @@ def command(words: Sequence[str]) -> int:
     overrides = readable(options.overrides)
     warn_repeated_keys(overrides)
     refuse_two_rates(overrides)
+    own = overrides
     if options.recorded is not None:
         overrides = recorded_overrides(options.recorded, overrides)
     with hydra_session(options.config_dir, options.allow_env) as extra:
-        base = base_of(overrides, extra)
+        with recorded_in(options.recorded, own):
+            base = base_of(overrides, extra)
         if options.multirun or str(base.hydra.mode) == "RunMode.MULTIRUN":
             return _sweep(overrides, base, extra, options.dry_run, wait=not options.no_wait)
         for key in ("pairs", "exclude"):
@@ -89,7 +92,8 @@ def command(words: Sequence[str]) -> int:
         if options.no_wait:
             raise UsageError("--no-wait needs a sweep: add -m and a launcher that queues runs")
         refuse_several_values(overrides)
-        config = typed_of(base, overrides)
+        with recorded_in(options.recorded, own):
+            config = typed_of(base, overrides)
         # A recorded run has its rate; the file it came from may be gone.
         if options.recorded is None or any(text.startswith("tuned=") for text in options.overrides):
             config = with_tuned_rate(config)

@@ -48,7 +48,7 @@ from segexp.data import adapters
 from segexp.data.image_set import AugmentConfig
 from segexp.errors import UsageError, first_line
 from segexp.models.architectures import BackboneConfig
-from segexp.records import flatten, read_run
+from segexp.records import RESTORE, flatten, read_run
 from segexp.records.files import nodes_of, read_yaml, yaml_root
 from segexp.records.plugins import check_plugins
 from segexp.registry import Option, cached_names, fields_of, nearest
@@ -552,7 +552,7 @@ def recorded_config(
     run_dir: Path, overrides: Sequence[str] = (), config_dir: Path | None = None, allow_env: bool = False
 ) -> Config:
     """The configuration recorded in ``run_dir`` without its augmentation, with ``overrides``. Raises UsageError."""
-    with hydra_session(config_dir, allow_env) as extra:
+    with hydra_session(config_dir, allow_env) as extra, recorded_in(run_dir, overrides):
         # A preset of the user's own may be missing, and a trained network sees no augmented image.
         return compose(recorded_overrides(run_dir, ["augment=none", *overrides]), extra)
 
@@ -580,32 +580,44 @@ def tree_overrides(tree: Any, overrides: Sequence[str], path: str) -> list[str]:
         name = member.get("adapter" if group == "dataset" else "name") if isinstance(member, dict) else None
         if not isinstance(name, str):
             raise UsageError(f"{path} does not say which {group} was used")
-        result.append(f"{group}={_recorded_value(name, group)}")
-    for key, value in _recorded_leaves(as_before(tree)):
+        result.append(f"{group}={_recorded_value(name, group, path)}")
+    for key, value in _recorded_leaves(as_before(tree), path):
         group = key.split(".")[0]
         if group in replaced or key in replaced or (group in CODE_GROUPS and key == f"{group}.name"):
             continue
         # ``resume`` was about the earlier attempt.
         if key not in ("augment.name", "resume"):
-            result.append(f"{key}={_recorded_value(value, key)}")
+            result.append(f"{key}={_recorded_value(value, key, path)}")
     return [*result, *overrides]
 
 
-def _recorded_leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _recorded_leaves(tree: dict[str, Any], path: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if not isinstance(key, str) or not key.isidentifier():
-            raise UsageError(f"recorded configuration: {prefix}{key!r} is not a key")
+            raise UsageError(f"{path}: {prefix}{key!r} is not a key; {RESTORE}")
         # Below a group, a mapping is the value of one option.
         if isinstance(value, dict) and not prefix:
-            yield from _recorded_leaves(value, f"{key}.")
+            yield from _recorded_leaves(value, path, f"{key}.")
         else:
             yield prefix + key, value
 
 
-def _recorded_value(value: Any, key: str) -> str:
+def _recorded_value(value: Any, key: str, path: str) -> str:
     if "${" in str(value):
-        raise UsageError(f"recorded configuration: {key} holds an interpolation, which is not data")
+        raise UsageError(f"{path}: {key} holds an interpolation, which is not data; {RESTORE}")
     try:
         return quoted(value)
     except (TypeError, RecursionError) as error:
-        raise UsageError(f"recorded configuration: {key} holds no plain value ({error})") from None
+        raise UsageError(f"{path}: {key} holds no plain value ({error}); {RESTORE}") from None
+
+
+@contextmanager
+def recorded_in(run_dir: Path | None, overrides: Sequence[str]) -> Iterator[None]:
+    """Name config.yaml in a UsageError that is about what it records, not about the user's own ``overrides``."""
+    try:
+        yield
+    except UsageError as error:
+        text, own = str(error), [word.lstrip("+~").partition("=")[0] for word in overrides]
+        if run_dir is None or str(run_dir) in text or any(key and key in text for key in own):
+            raise
+        raise UsageError(f"{run_dir / 'config.yaml'}: {text}; {RESTORE}") from error

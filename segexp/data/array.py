@@ -155,12 +155,14 @@ def _load(root: Path, given: str, option: str) -> tuple["np.ndarray", Path]:
 
     import numpy as np
 
+    from segexp.data.rasters import load_array
+
     file, key = (match[1], match[2]) if (match := ARCHIVE.fullmatch(given)) else (given, None)
     path = folder_at(root, file, option)
     if not path.is_file():
         raise UsageError(f"dataset.{option}={given}: no file {path}; write FILE.npy or FILE.npz/KEY")
     try:
-        loaded = np.load(path, mmap_mode=None if match else "r", allow_pickle=False)
+        loaded = load_array(path, mapped=match is None)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
             return loaded, path
         with loaded:

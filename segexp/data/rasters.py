@@ -191,10 +191,21 @@ def _is_lossy(image: ImageFile) -> bool:
     return head[at : at + 4] != b"VP8L"
 
 
+def load_array(path: Path, mapped: bool) -> Any:
+    """`numpy.load` without code, or mapped into memory. Raises ValueError, also where a header declares any size."""
+    try:
+        with np.errstate(over="ignore"):
+            return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (OverflowError, ValueError) as error:
+        if isinstance(error, OverflowError) or "mmap length" in str(error):
+            raise ValueError("its header declares more numbers than it holds; save it again with numpy.save") from None
+        raise
+
+
 def array_header(path: Path, pages: str) -> Header:
     """The header of a .npy file of one image, (H, W) or (H, W, C), or with ``pages=slices`` of a stack, (D, H, W) or
     (D, H, W, C)."""
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    array = load_array(path, mapped=True)
     stacked = pages == "slices" and array.ndim > 2
     plane = array.shape[stacked:]
     channels = plane[2] if len(plane) == 3 else 1
@@ -211,6 +222,6 @@ def read_array(path: Path, max_pixels: int, pages: str, k: int) -> Stored:
     check_size(header.width, header.height, max_pixels)
     if k >= header.slices:
         raise ValueError(f"no slice {k}: it has {header.slices}")
-    array = np.load(path, mmap_mode="r" if header.slices > 1 else None, allow_pickle=False)
+    array = load_array(path, mapped=header.slices > 1)
     array = array[k] if array.ndim > 2 and pages == "slices" else array
     return Stored(np.array(array, array.dtype.newbyteorder("=")), Source(header.kind))

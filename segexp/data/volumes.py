@@ -168,7 +168,11 @@ def _open_nifti(path: Path) -> Volume:
         raise ValueError(
             f"{'' if zipped else 'not '}compressed, whatever its name; rename it to end in .nii{'.gz' * zipped}"
         )
-    image: Any = nibabel.load(path)
+    nibabel.imageglobals.logger.disabled = True  # it prints what it makes of odd headers
+    try:
+        image: Any = nibabel.load(path)
+    except nibabel.filebasedimages.ImageFileError:
+        raise ValueError("no NIfTI file, whatever its name; write it again, or remove it") from None
     if not isinstance(image, nibabel.Nifti1Image):  # Nifti2Image is one of them
         raise ValueError(f"{type(image).__name__}, not a NIfTI file")
     shape, dtype = list(image.shape), image.get_data_dtype()

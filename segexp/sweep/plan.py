@@ -27,6 +27,7 @@ from segexp.config.compose import (
     compose_raw,
     parse_overrides,
     quoted,
+    recorded_in,
     recorded_tree,
     tree_overrides,
     typed_of,
@@ -421,7 +422,9 @@ def _recorded_job(run: Run, more: Sequence[str], extra: Sequence[str], images: d
         raise UsageError(f"{run.path} holds no configuration: start its command again, or remove the folder")
     check_plugins(run.plugins, run.path)
     words = tree_overrides(tree, more, where)
-    spec = spec_of(typed_of(compose_job(words, extra)), images)
+    with recorded_in(run.path if (run.path / "config.yaml").exists() else None, more):
+        config = typed_of(compose_job(words, extra))
+    spec = spec_of(config, images)
     return Job(run.planned.overrides if run.planned else run.path.name, tuple(words), spec)
 
 

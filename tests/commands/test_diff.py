@@ -183,3 +183,12 @@ def test_text(a: Path, tmp_path: Path, capsys: Captured) -> None:
     assert "byte-identical: split, epochs" in told or "byte-identical: epochs, split" in told
     assert cli.main(["diff", str(a), str(a)]) == 0
     assert "the same run" in capsys.readouterr().out
+
+
+def test_runs_of_other_numerics_are_no_pair(a: Path, tmp_path: Path, capsys: Captured) -> None:
+    b = make_run(tmp_path / "b", "0000000b", numerics=2)
+    found = diff(a, b)
+    assert found["paired"] is False
+    assert {"key": "numerics", "a": 1, "b": 2} in found["pairing"]
+    assert cli.main(["diff", str(a), str(b)]) == 0
+    assert "not paired: numerics version differs" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from tiny import tiny_run
 
 from segexp.config import Config
 from segexp.config.canonical import identity
-from segexp.config.compose import compose, hydra_session, recorded_overrides
+from segexp.config.compose import compose, hydra_session, recorded_config, recorded_overrides
 from segexp.errors import UsageError
 from segexp.records import flatten
 from segexp.running import config_yaml
@@ -216,6 +216,21 @@ def test_what_no_run_records_is_refused(changes: dict[str, Any], said: str, defa
 @pytest.mark.parametrize("member", [3, None, {}, {"name": None}, {"name": ["a", "b"]}, {"name": 3}])
 def test_a_group_that_is_none_is_refused_by_its_key(member: Any, default: Config, tmp_path: Path) -> None:
     assert "activation" in refusal(record(tmp_path, default, activation=member))
+
+
+@pytest.mark.parametrize("changes", [
+    {"_target_": "os.system"}, {"evil": {"a": 1}}, {"dataset__evil": 1}, {"a b": 1}, {"seed": "1,2"},
+])  # fmt: skip
+def test_a_refusal_names_the_record_and_the_cure(changes: dict[str, Any], default: Config, tmp_path: Path) -> None:
+    run_dir = record(tmp_path, default, **changes)
+    for overrides in ((), ("trainer.epochs=3",)):
+        with pytest.raises(UsageError, match="restore the original file") as told:
+            recorded_config(run_dir, overrides)
+        assert str(run_dir / "config.yaml") in str(told.value)
+    # What the user wrote himself is no fault of the record.
+    with pytest.raises(UsageError) as told:
+        recorded_config(record(tmp_path, default), ("trainer.epoch=3",))
+    assert "config.yaml" not in str(told.value)
 
 
 @pytest.mark.parametrize("text", [

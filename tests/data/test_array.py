@@ -14,6 +14,7 @@ from segexp.config.compose import compose_job, hydra_session, typed_of
 from segexp.data import adapters
 from segexp.data.array import CLASSES, SETS
 from segexp.data.image_set import ImageError, ImageSet, fingerprint
+from segexp.data.rasters import array_header
 from segexp.errors import UsageError
 from segexp.running import prepare
 from segexp.running.execute import execute
@@ -59,6 +60,17 @@ def test_archives_without_arrays_and_arrays_without_pixels(root: Path) -> None:
     np.save(root / "masks.npy", MASKS[:, :0])
     with pytest.raises(UsageError, match="no pixels"):
         opened(root, "array")
+
+
+@pytest.mark.parametrize("shape", [(2**32 - 1, 2**32 - 1), (10**9, 32)])
+def test_an_array_shorter_than_its_header_says_is_refused(shape: tuple[int, ...], root: Path) -> None:
+    with (root / "images.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.write(bytes(64))
+    with pytest.raises(UsageError, match=r"images.npy cannot be read .*more numbers than it holds; save it again"):
+        opened(root, "array")
+    with pytest.raises(ValueError, match="more numbers than it holds; save it again"):
+        array_header(root / "images.npy", "refuse")
 
 
 def test_arrays_that_are_not_used_are_listed(root: Path) -> None:

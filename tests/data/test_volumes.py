@@ -114,6 +114,19 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
             read_slice(tmp_path / name)
 
 
+def test_what_is_no_nifti_is_refused_with_the_cure_and_nothing_is_printed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.nii").write_text("no volume " * 100)
+    odd = bytearray(save_nifti(tmp_path / "odd.nii", voxels(4, 4, 2)).read_bytes())
+    odd[76:80] = np.float32(5).tobytes()  # pixdim[0], which is 1 or -1
+    (tmp_path / "odd.nii").write_bytes(odd)
+    with pytest.raises(ImageError, match="write it again, or remove it"):
+        header_of(tmp_path / "text.nii")
+    assert header_of(tmp_path / "odd.nii").slices == 2
+    assert capfd.readouterr().err == ""
+
+
 def test_a_missing_package_is_named_with_the_extra(tmp_path: Path) -> None:
     for package, path in (("nibabel", tmp_path / "a.nii"), ("pydicom", tmp_path / "a.dcm")):
         path.touch()

@@ -12,12 +12,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 SHORT = {
-    "damage": 40,
-    "overrides": 40,
+    "damage": 30,
+    "overrides": 30,
     "images": 10,
     "checkpoints": 8,
     "entrances": 30,
-    "kills": 20,
+    "kills": 15,
     "disk": 12,
     "chaos": 2,
     "together": 3,

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from reliability import Ending, ended, fault_class, runs_of, said_by, study
+from reliability.store import TRAINS_S
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -119,8 +120,58 @@ def _word(draw: random.Random) -> list[str]:
     return [*([member] if member and draw.random() < 0.8 else []), *[word] * draw.choice((1,) * 30 + (2,))]
 
 
+ODD_NUMBERS = (*(-(10**6), -1, -0.5, 0, 1e-30, 1e-7, 0.5, 1, 2, 3, 7, 16, 31, 64, 1000, 10**6, 10**12, 1e30), 1 / 3)
+NAMES = ("ä", "日本語", "a b", "x" * 100, "None", "001", "true", "a-b.c", "1e3", "-", "nan", "Ünï_cödé", "a'b")
+
+
+def _legal(draw: random.Random) -> list[str]:
+    """A key with a value that its type and range allow, odd as it may be."""
+    from segexp.config.compose import every_option, quoted
+
+    fitting = [one for one in every_option() if not one[0].startswith("dataset=") or one[0] == "dataset=lesions"]
+    member, key, option = draw.choice([one for one in fitting if not one[1].endswith((".name", ".adapter"))])
+    kind = str(option.type)
+    values: list[object] = [*option.choices, *option.range.words, option.default]
+    if "bool" in kind:
+        values += [True, False]
+    if "list" in kind or "tuple" in kind:
+        values += [[], [1], [0.5, 1], ["a"], [[0, 1]], ["a", "b"], [255, 0]]
+    elif "int" in kind or "float" in kind or option.range.words:
+        ends = [end for end in (option.range.low, option.range.high) if abs(end) < float("inf")]
+        whole = "float" not in kind and not option.range.words
+        values += [n for n in (*ODD_NUMBERS, *ends) if option.range.holds(n) and not (whole and n != int(n))]
+    elif "str" in kind and not option.choices:
+        values += NAMES
+    if "None" in kind:
+        values.append(None)
+    value = draw.choice([one for one in values if str(one) != "???"] or ["x"])
+    return [*([member] if member else []), f"{key}={quoted(value)}"]
+
+
+def _tried(draw: random.Random, own: Path) -> Ending:
+    """Words that are understood: a dry run, or a run of one epoch."""
+    words = [word for _ in range(draw.choice((1, 1, 2, 4))) for word in _legal(draw)]
+    outputs, what = f"outputs={own / 'outputs'}", " ".join(words)[:600]
+    chosen = any(word.startswith("model=") for word in words)  # which may have no such options
+    small = [word for word in SMALL if not (chosen and word.startswith("model."))]
+    if draw.random() < 0.6:
+        form = draw.choice(
+            (("train", "--dry-run"), ("train", "-m", "--dry-run", "seed=0,1"), ("data", "check", "lesions"))
+        )
+        keys = () if form[0] == "data" else small
+        words = [word for word in words if form[0] != "data" or word.startswith(("dataset.", "split."))]
+        return ended(said_by([*form, *keys, *words, outputs]), f"{' '.join(form)}: {what}")
+    # What would take hours is overridden.
+    ending = ended(said_by(["train", *words, *small, outputs], seconds=TRAINS_S), f"train: {what}")
+    if ending.how == "refused" and (found := [*own.rglob("traceback.txt")]):
+        return Ending("traceback", ending.what, found[0].read_text(encoding="utf-8")[-800:])
+    return ending
+
+
 @fault_class("settings and options of any kind, on every command that takes them", 5000, study)
 def overrides(draw: random.Random, prepared: Path, own: Path) -> Ending:
+    if draw.random() < 0.5:
+        return _tried(draw, own)
     outputs = own / "outputs"
     shutil.copytree(prepared / "outputs", outputs)
     command = draw.choice(COMMANDS)

@@ -264,7 +264,9 @@ def warn_repeated_keys(overrides: Sequence[str]) -> None:
 def compose(overrides: Sequence[str], extra: Sequence[str] = ()) -> Config:
     """One resolved configuration, inside a `hydra_session`. Raises UsageError."""
     refuse_several_values(overrides)
-    return typed_of(compose_raw([*extra, *overrides]), overrides)
+    # The files of a folder of the user's may have changed since the last call.
+    tree = compose_raw([*extra, *overrides]) if extra else compose_job(overrides, ())
+    return typed_of(tree, overrides)
 
 
 def refuse_several_values(overrides: Sequence[str]) -> None:
@@ -287,9 +289,16 @@ def compose_job(overrides: Sequence[str], extra: Sequence[str]) -> DictConfig:
     choices = {o.key_or_group: str(o.input_line) for o in parsed if _is_choice(o.key_or_group)}
     members = {key: text for key, text in choices.items() if key in CODE_GROUPS}
     others = (*extra, *(text for key, text in choices.items() if key not in CODE_GROUPS))
+    # Members of registries need Hydra only where a file may give their options other values, and for its errors.
+    files = extra or {"study", "hydra.searchpath"} & choices.keys()
+    plain = {} if files else {g: n for g in members for n in names_in(g) if members[g] == f"{g}={n}"}
+    rest = {group: text for group, text in members.items() if group not in plain}
     # Members of different registries do not depend on each other.
-    apart = members if len(members) > 1 else {}
-    tree = copy.deepcopy(_composed((*others, *(() if apart else members.values()))))
+    apart = rest if len(rest) > 1 else {}
+    tree = copy.deepcopy(_composed((*others, *(() if apart else rest.values()))))
+    for group, name in plain.items():
+        tree[group] = OmegaConf.structured(choice_config(group, name))
+        tree.hydra.runtime.choices[group] = name
     for group, text in apart.items():
         alone = _composed((*others, text))
         tree[group] = copy.deepcopy(alone[group])

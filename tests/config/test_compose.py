@@ -222,6 +222,15 @@ def test_every_option_can_be_set(group: str, name: str) -> None:
     assert [type(v) for v in chosen.values()] == [type(v) for v in wanted.values()]
 
 
+def test_members_of_registries_are_chosen_without_hydra(session: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    compose([], session)
+    monkeypatch.setattr("segexp.config.compose._through_hydra", None)
+    config = compose(["activation=probit", "loss=dice", "loss.smooth=2"], session)
+    assert (config.activation.name, params(config.loss)["smooth"]) == ("normal_cdf", 2.0)
+    with pytest.raises(UsageError, match="smoth"):
+        compose(["loss=dice", "loss.smoth=2"], session)
+
+
 def test_aliases_are_the_same_run(session: list[str]) -> None:
     def named(*overrides: str) -> str:
         return identity(compose(overrides, session), CONTENT)

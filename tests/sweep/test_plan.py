@@ -9,7 +9,7 @@ import pytest
 from tiny import TINY
 
 from segexp.config.canonical import config_of
-from segexp.config.compose import compose, compose_job, typed_of
+from segexp.config.compose import compose, compose_job, compose_raw, typed_of
 from segexp.errors import UsageError
 from segexp.records import flatten
 from segexp.records.runs import runs_in, studies_in
@@ -44,13 +44,14 @@ def test_what_one_run_makes_of_its_overrides_a_sweep_makes_too(session: list[str
         ["study=nieradzik2021", "dataset=lesions", "activation=softsign", "loss=mse", "optimizer=sgd"],
         ["loss=bce", "hidden_activation=silu", "model=fpn", "dataset=lesions_small"],
     ):
-        assert asdict(typed_of(compose_job(words, session))) == asdict(compose(words, session))
+        whole = typed_of(compose_raw(words))
+        assert asdict(typed_of(compose_job(words, session))) == asdict(compose(words, session)) == asdict(whole)
 
 
 def test_a_mistake_in_a_job_is_told_as_in_a_run(session: list[str]) -> None:
     for words in (["optimizer.lr=fast"], ["optimizer.lrr=1"], ["activation.slop=matched"], ["model=unett"]):
         with pytest.raises(UsageError) as alone:
-            compose(words, session)
+            typed_of(compose_raw(words), words)
         with pytest.raises(UsageError) as swept:
             compose_job(words, session)
         assert str(swept.value) == str(alone.value)

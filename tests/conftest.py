@@ -1,10 +1,13 @@
 """What all tests share: quiet libraries, one CPU thread, and reference material where it lies beside the repository."""
 
+import functools
+import gc
+import inspect
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(os.environ["SEGEXP_CACHE"], ignore_errors=True)
 
 
+def pytest_collection_finish() -> None:
+    """The libraries and thousands of tests are not looked through again by every search for garbage."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     """Small tensors are fastest on one thread, and tests in parallel do not fight for cores."""
@@ -38,20 +47,37 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _schemas_once() -> Iterator[None]:
     """Hydra's store is one for the process: it is filled once for the same plugins, and not, a tenth of a second each,
-    in every session."""
+    in every session. Nor is it copied, as long again, for every configuration."""
+    from hydra.core.config_store import ConfigStore
+
     from segexp.config import compose
     from segexp.registry import cached_names
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compose, "register_schemas", cached_names(compose.register_schemas))
+        patch.setattr(ConfigStore, "__deepcopy__", lambda store, memo: store, raising=False)
         yield
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _runs_cost_less() -> Iterator[None]:
-    """No power fails during the tests, so that nothing waits for the disk."""
+    """No power fails during the tests, so that nothing waits for the disk. The figures of a run, which take longer than
+    a tiny run, are drawn where a test asks for `figures`."""
+    from segexp.evaluation import pictures
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(pictures, "draw_figures", functools.wraps(pictures.draw_figures)(lambda run_dir: None))
+        yield
+
+
+@pytest.fixture
+def figures() -> Iterator[None]:
+    """The figures of runs are drawn in this test."""
+    from segexp.evaluation import pictures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "draw_figures", inspect.unwrap(pictures.draw_figures))
         yield
 
 
@@ -79,6 +105,46 @@ def session() -> Iterator[list[str]]:
 
     with hydra_session() as extra:
         yield extra
+
+
+@pytest.fixture
+def segexp_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`segexp ...` typed in the folder of the test, without the seconds that a process takes to start: its output."""
+    from segexp import cli
+    from segexp.registry import plugins
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str, code: int = 0) -> str:
+        capsys.readouterr()
+        ended = cli.main(words)
+        plugins.use([])
+        printed = "".join(capsys.readouterr())
+        assert ended == code, printed
+        return printed
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Gives the folder of a name, which the first worker of the session that asks for it has filled."""
+    import fcntl
+
+    base = tmp_path_factory.getbasetemp()
+    session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder(name: str, fill: Callable[[Path], object]) -> Path:
+        with (session / f"{name}.lock").open("a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not lock.tell():
+                shutil.rmtree(session / name, ignore_errors=True)
+                (session / name).mkdir()
+                fill(session / name)
+                lock.write("filled")
+        return session / name
+
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import TINY, no_figures, write_pairs
+from tiny import TINY, write_pairs
 
 from segexp import cli
 from segexp.config import Config
@@ -46,8 +46,7 @@ def config_of(outputs: Path, root: Path, *more: str) -> Config:
 
 def trained_on(outputs: Path, root: Path, *more: str) -> Outcome:
     prepared = prepare(config_of(outputs, root, *more))
-    with no_figures():
-        return execute(prepared)
+    return execute(prepared)
 
 
 def ids_of_test(run_dir: Path) -> list[str]:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from tiny import TINY, counts_on_test, no_figures, tiny_config, tiny_run, write_pairs
+from tiny import TINY, counts_on_test, tiny_config, tiny_run, write_pairs
 
 import segexp
 import segexp.api
@@ -33,8 +33,7 @@ def test_every_public_function_and_the_module_have_examples_that_run(name: str) 
     finder = doctest.DocTestFinder(recurse=False)
     (examples,) = finder.find(getattr(segexp, name), name, module=False, globs={})
     assert examples.examples, f"{name} has no example"
-    with no_figures():
-        assert doctest.DocTestRunner().run(examples).failed == 0
+    assert doctest.DocTestRunner().run(examples).failed == 0
 
 
 def test_everything_public_is_named() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from timing import within
-from tiny import TINY, counts_on_test, no_figures
+from tiny import TINY, counts_on_test
 
 from segexp.cli import main
 from segexp.commands import COMMANDS, parser_of
@@ -142,8 +142,7 @@ def test_python_examples_run(page: str) -> None:
     text = "\n".join(blocks(REPOSITORY / page, "python"))
     examples = doctest.DocTestParser().get_doctest(text, {}, page, None, None)
     assert len(examples.examples) >= 5
-    with no_figures():
-        assert doctest.DocTestRunner().run(examples).failed == 0
+    assert doctest.DocTestRunner().run(examples).failed == 0
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -120,9 +120,12 @@ def write_results_of_others(home: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """A folder with the data and the finished studies that the pages name."""
-    home = tmp_path_factory.mktemp("home")
+    return made_once("home", fill_home)
+
+
+def fill_home(home: Path) -> None:
     write_images(home / "DIR")
     write_images(home / "CLASSES", classes=3)
     write_images(home / "other_hospital", first=100)
@@ -152,7 +155,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert (
             main(["collect", "outputs/mine", "-o", "laptop"]) == main(["collect", "outputs/mine", "-o", "server"]) == 0
         )
-    return home
 
 
 def tiny_overrides(words: list[str]) -> list[str]:

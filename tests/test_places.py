@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,13 @@ def replace(path: Path, old: str, new: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def seen(made_once: Callable[[str, Callable[[Path], object]], Path]) -> dict[str, Any]:
     """What the commands of the copy print once the parts are added."""
-    folder = tmp_path_factory.mktemp("places")
+    printed: dict[str, Any] = json.loads((made_once("places", add_parts) / "seen.json").read_text())
+    return printed
+
+
+def add_parts(folder: Path) -> None:
     package = folder / "segexp"
     shutil.copytree(REPOSITORY / "segexp", package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(REPOSITORY / "configs", package / "configs")
@@ -120,8 +125,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         [sys.executable, "-c", USE], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    (folder / "seen.json").write_text(done.stdout.splitlines()[-1])
 
 
 def test_activations_and_a_loss_are_added_in_one_place_each(seen: dict[str, Any]) -> None:

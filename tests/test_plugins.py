@@ -848,16 +848,9 @@ def disc(rng):
 
 
 @pytest.mark.slow
-def test_one_file_from_the_sweep_to_the_report(write: Write, tmp_path: Path) -> None:
+def test_one_file_from_the_sweep_to_the_report(write: Write, tmp_path: Path, segexp_: Callable[..., str]) -> None:
     """A sweep with parts of the user's own in five places is killed, resumed, compared and reported, and loaded."""
     file, study = write(whole=WHOLE, shapes=SHAPES), tmp_path / "out" / "own"
-
-    def segexp_(*words: str, code: int = 0) -> str:
-        command = [sys.executable, "-m", "segexp", *words]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
     own = ["--plugin", str(file)]
     runs = ["dataset=discs", "model=tiny", "model.width=6", "activation=sigmoid,algebraic", "loss=squared"]
     runs += ["hidden_activation=relu,bent", "seed=range(2)", "trainer.epochs=2", "trainer.batch_size=5"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import TINY, no_figures
+from tiny import TINY
 
 import segexp
 from segexp.activations.hidden import make_hidden
@@ -192,8 +192,7 @@ def run(outputs: Path, *words: str) -> Path:
 def run_of(config: Any) -> Path:
     from segexp.running.execute import execute
 
-    with no_figures():
-        outcome = execute(prepare(config))
+    outcome = execute(prepare(config))
     assert outcome.status == "done", outcome.reason
     return outcome.run_dir
 
@@ -621,16 +620,9 @@ CHOSEN = ("dataset=cells", "dataset.number=24", "model=small", "optimizer=plain_
 
 
 @pytest.mark.slow
-def test_the_parts_of_a_plugin_go_through_every_command(tmp_path: Path) -> None:
+def test_the_parts_of_a_plugin_go_through_every_command(tmp_path: Path, segexp_: Callable[..., str]) -> None:
     plugin = tmp_path / "parts.py"
     plugin.write_text(NETWORKS + DATA + SCORES + OPTIM, encoding="utf-8")
-
-    def segexp_(*words: str, code: int = 0) -> str:
-        command = [sys.executable, "-m", "segexp", *words]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
     with_plugin = ("--plugin", str(plugin))
     training = ["trainer.threads=1", "trainer.device=cpu", "trainer.batch_size=4", *CHOSEN]
     training += ["metrics.scores=[volume_error]"]

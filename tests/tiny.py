@@ -1,8 +1,7 @@
 """A run of less than a second, for tests of everything around the training itself."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -70,13 +69,6 @@ def interrupted_run(outputs: Path, epoch: int, *overrides: str) -> None:
 
     with mock.patch.object(loop, "train_epoch", interrupted), pytest.raises(KeyboardInterrupt):
         tiny_run(outputs, *overrides)
-
-
-@contextmanager
-def no_figures() -> Iterator[None]:
-    """Commands in this process draw no figures, and are half a second quicker."""
-    with mock.patch("segexp.evaluation.pictures.draw_figures"):
-        yield
 
 
 def tiny_task(outputs: Path, *overrides: str) -> tuple[RunSpec, Task]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import TINY, no_figures
+from tiny import TINY
 
 from segexp.config import Config
 from segexp.config.compose import compose_job, hydra_session, typed_of
@@ -204,5 +204,4 @@ def test_the_archive_of_several_labels_for_one_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize("adapter", ["array", pytest.param("medsegbench", marks=pytest.mark.slow)])
 def test_a_network_trains_on_arrays(adapter: str, root: Path) -> None:
     bench(root, "kvasir_256", MASKS)
-    with no_figures():
-        assert execute(prepare(composed(root, adapter))).status == "done"
+    assert execute(prepare(composed(root, adapter))).status == "done"

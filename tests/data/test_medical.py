@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 from medical import acdc, isles2018, msd_prostate, nnunet, placed, save_dicom, save_series, scene
-from tiny import TINY, no_figures
+from tiny import TINY
 
 from segexp.config.compose import compose, hydra_session
 from segexp.data.image_set import fingerprint
@@ -81,8 +81,7 @@ def test_a_run_on_each(name: str, tmp_path: Path) -> None:
     with hydra_session() as extra:
         words = [f"dataset={name}", f"dataset.root={tmp_path}/root", f"outputs={tmp_path}", *SMALL, "trainer.epochs=1"]
         spec = prepare(compose([*extra, *words]))
-    with no_figures():
-        execute(spec)
+    execute(spec)
     images = read_table(spec.run_dir / "images.csv", "images")
     test = {spec.image_set.image_ids[i] for i in spec.split["test"]}
     assert set(images["image_id"]) >= test

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from messages import mentions
-from tiny import no_figures, tiny_config
+from tiny import tiny_config
 
 import segexp
 from segexp.config.compose import compose, hydra_session, readable
@@ -78,8 +78,7 @@ def run_on(folder: Path, change: type, factor: float, shift: float, *overrides: 
 
     image_set: ImageSet = dataclasses.replace(spec.image_set, read=read, content="")
     facts = dataclasses.replace(spec.facts, dtypes_N=(np.dtype(change).name,) * len(spec.facts.dtypes_N))
-    with no_figures():
-        return execute(dataclasses.replace(spec, image_set=image_set, facts=facts))
+    return execute(dataclasses.replace(spec, image_set=image_set, facts=facts))
 
 
 @pytest.mark.parametrize("rule", ["train", "image", "percentile", "ct(-1000,1000)"])
@@ -125,8 +124,7 @@ def test_every_channel_reaches_the_network_and_has_statistics_of_its_own(tmp_pat
 
     image_set = dataclasses.replace(spec.image_set, read=read, channels=channels, content="")
     spec = dataclasses.replace(spec, image_set=image_set)
-    with no_figures():
-        outcome = execute(spec)
+    outcome = execute(spec)
     assert outcome.status == "done", outcome.reason
     mean_C = np.array(json.loads((outcome.run_dir / "run.json").read_text())["normalisation"]["mean"])
     np.testing.assert_allclose(mean_C / mean_C[0], scale_C, rtol=1e-5)

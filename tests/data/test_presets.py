@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torchvision.datasets
 from PIL import Image
-from tiny import TINY, no_figures
+from tiny import TINY
 
 from segexp.cli import main
 from segexp.config import Config, preset_file, preset_names, preset_values
@@ -262,9 +262,8 @@ def test_the_terms_of_recorded_data_are_one_line() -> None:
 @pytest.mark.slow
 def test_licence_and_citation_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     isic2018(tmp_path / "data")
-    with no_figures():
-        for activation in ("arctan", "sigmoid"):
-            run = execute(prepare(composed(tmp_path, "isic2018", tmp_path / "data", f"activation={activation}")))
+    for activation in ("arctan", "sigmoid"):
+        run = execute(prepare(composed(tmp_path, "isic2018", tmp_path / "data", f"activation={activation}")))
     assert main(["show", str(run.run_dir)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert main(["report", str(run.run_dir.parent), "-o", str(tmp_path / "page.html")]) == 0
@@ -278,8 +277,7 @@ def test_licence_and_citation_are_shown(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize("layout", PARTS, ids=lambda layout: layout.__name__)
 def test_a_network_trains_on_each(layout: Layout, tmp_path: Path) -> None:
     layout(tmp_path / "data")
-    with no_figures():
-        run = execute(prepare(composed(tmp_path, layout.__name__, tmp_path / "data")))
+    run = execute(prepare(composed(tmp_path, layout.__name__, tmp_path / "data")))
     assert run.status == "done"
     assert (run.run_dir / "images.csv").exists()
 

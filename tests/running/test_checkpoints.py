@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from messages import mentions
-from tiny import TINY, interrupted_run, no_figures, tables, tiny_run
+from tiny import TINY, interrupted_run, tables, tiny_run
 
 import segexp
 from segexp import cli
@@ -49,8 +49,7 @@ of_done = pytest.mark.parametrize("copied", ["done"], indirect=True)
 
 
 def train(run_dir: Path, *overrides: str) -> int:
-    with no_figures():
-        return cli.main(["train", *TINY, *RUN, f"outputs={run_dir.parent.parent}", *overrides])
+    return cli.main(["train", *TINY, *RUN, f"outputs={run_dir.parent.parent}", *overrides])
 
 
 def flip(path: Path, bit: int) -> None:

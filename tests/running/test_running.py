@@ -575,6 +575,7 @@ def test_a_prior_needs_every_class_in_training(tmp_path: Path) -> None:
                  "dataset.number=16", "dataset.empty_share=0.8")  # fmt: skip
 
 
+@pytest.mark.usefixtures("figures")
 def test_figures_are_drawn_from_what_a_run_has_kept(
     copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -591,6 +592,7 @@ def test_figures_are_drawn_from_what_a_run_has_kept(
     assert "problem" not in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("figures")
 @pytest.mark.parametrize("content", [b"", b"no archive", "large", "flat", "words"])
 def test_damaged_samples_are_named(
     content: bytes | str, copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -610,6 +612,7 @@ def test_damaged_samples_are_named(
     assert not (copied / "samples.png").exists()
 
 
+@pytest.mark.usefixtures("figures")
 def test_a_run_is_done_without_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     with mock.patch("segexp.evaluation.pictures.draw_samples", side_effect=full):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from medical import nnunet, save_nifti, scene
 from messages import mentions
-from tiny import TINY, no_figures, write_pairs
+from tiny import TINY, write_pairs
 
 from segexp import cli
 from segexp.config import Config
@@ -47,8 +47,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def by_case(data: Path) -> Outcome:
-    with no_figures():
-        return execute(prepare(config_on(data, data.parent / "out", CASE)))
+    return execute(prepare(config_on(data, data.parent / "out", CASE)))
 
 
 def test_a_run_has_a_row_for_each_volume_and_class(data: Path, by_case: Outcome) -> None:
@@ -59,8 +58,7 @@ def test_a_run_has_a_row_for_each_volume_and_class(data: Path, by_case: Outcome)
     assert by_case.summary["n_test_cases"] == len(cases)
     assert by_case.summary["n_test"] == 3 * len(cases)
     assert by_case.summary["distance_unit"] == "mm"
-    with no_figures():
-        by_image = execute(prepare(config_on(data, data.parent / "out"))).run_dir
+    by_image = execute(prepare(config_on(data, data.parent / "out"))).run_dir
     slices = rows_of(by_image / "images.csv")
     for row in rows:
         of_case = [

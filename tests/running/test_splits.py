@@ -7,7 +7,7 @@ import pytest
 import yaml
 from medical import placed, save_dicom, save_nifti, scene
 from PIL import Image
-from tiny import TINY, no_figures, write_pairs
+from tiny import TINY, write_pairs
 
 from segexp import cli
 from segexp.config.compose import compose_job, hydra_session, recorded_config, typed_of
@@ -110,8 +110,7 @@ def test_commands_refuse_before_training_and_continue_with_the_cure(
 ) -> None:
     run = [*words, *GROUPED, f"outputs={tmp_path}", "trainer.epochs=1"]
     spec = prepared(tmp_path, *run, LARGEST_FIRST)
-    with no_figures():
-        done = execute(spec).run_dir
+    done = execute(spec).run_dir
     for file in ("run.json", "config.yaml"):
         path = done / file
         path.write_text("\n".join(line for line in path.read_text().splitlines() if "method:" not in line))

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from segexp import cli
 from segexp.config import LAUNCHERS
 from segexp.config.arm import TUNED_FILE, read_tuned
 from segexp.config.launchers import ENGINES
-from segexp.records.decision import FILE, read_decision
+from segexp.records.decision import read_decision
 
 pytestmark = pytest.mark.slow
 
@@ -69,10 +68,6 @@ def n_done(study: Path) -> int:
     return sum(json.loads(path.read_text())["status"] == "done" for path in study.glob("*/run.json"))
 
 
-def has_done(study: Path, n: int) -> bool:
-    return (study / FILE).exists() and n_done(study) >= n
-
-
 def kill(process: subprocess.Popen[str]) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -97,25 +92,19 @@ def contents(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]], 
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    print(end(start(folder)))
-    return folder
+def undisturbed(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    return made_once("undisturbed", lambda folder: print(end(start(folder))))
 
 
 def test_killed_at_any_moment_and_repeated(tmp_path: Path, undisturbed: Path) -> None:
-    """In training, between it and a look, between a look and the next training, and again and again."""
+    """In training, between it and a look, between a look and the next training, and again."""
     study = tmp_path / STUDY
-    for n in (0, 2):
-        process = start(tmp_path)
-        wait_until(partial(has_done, study, n))
-        kill(process)
+    process = start(tmp_path)
+    wait_until(lambda: n_done(study) >= 2)
+    kill(process)
     end(start(tmp_path, die_at=1), -signal.SIGKILL)
     assert n_done(study) == 6
     end(start(tmp_path, die_at=1, written=True), -signal.SIGKILL)
-    process = start(tmp_path)
-    wait_until(lambda: n_done(study) >= 7 or process.poll() is not None)
-    kill(process)
     end(start(tmp_path, die_at=2), -signal.SIGKILL)
     said = end(start(tmp_path))
     print(said)

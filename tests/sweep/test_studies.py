@@ -104,7 +104,7 @@ def test_every_variant_sweeps_over_known_values_and_its_first_run_is_valid(varia
 
 
 def test_no_two_variants_share_a_folder(session: list[str]) -> None:
-    names = [compose([*overrides_of(*variant), "dataset=lesions"], session).study.name for variant in VARIANTS]
+    names = [combination(variant, 0).study.name for variant in VARIANTS]
     assert len(set(names)) == len(names)
     assert {compose([f"study={study}", "dataset=lesions"], session).study.name for study in STUDIES} == set(STUDIES)
 
@@ -164,18 +164,20 @@ def write_the_papers_data(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
 def test_a_plan_has_as_many_runs_as_listed(variant: tuple[str, str, str], session: list[str], tmp_path: Path) -> None:
-    """With one seed where the budget is full: the others only repeat it."""
+    """With one seed and one fold where the budget is full: the others only repeat them."""
     study, protocol, budget = variant
-    more, seeds = [], 1
-    if budget == "full":
-        more, seeds = ["seed=0"], len(sweep_of(*variant)["seed"])
+    more, repeated = [], 1
+    for key in ("seed", "split.fold") if budget == "full" else ():
+        if key in sweep_of(*variant):
+            more.append(f"{key}=0")
+            repeated *= len(sweep_of(*variant)[key])
     if (study, budget) == ("nieradzik2021", "full"):
         write_the_papers_data(tmp_path / "data")
         more += [f"dataset.root='{tmp_path}/data/${{dataset.name}}'", "backbone.weights=null", "trainer.device=cpu"]
     plan = make_plan([*overrides_of(*variant), *more, f"outputs='{tmp_path}'"], session)
     (row,) = (row for row in listed("studies") if row["name"] == study)
     if budget == "smoke" or protocol == "corrected":
-        assert f"{budget}: {seeds * len(plan.jobs)} runs" in row["budgets"]
+        assert f"{budget}: {repeated * len(plan.jobs)} runs" in row["budgets"]
     if budget == "full" and protocol == "corrected":
         assert len(arms_of(plan.jobs)) == row["arms"]
     assert (plan.refused, plan.duplicates) == ([], [])

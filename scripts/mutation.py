@@ -425,8 +425,9 @@ PAGE = """# Mutation testing
 Whether the tests notice a small error in the code that computes: output and hidden activations, losses, scores, and
 the statistics of `segexp compare`. A mutant is one change of one expression or statement there, such as `<` to `<=`,
 `a - b` to `a + b`, a number to another, a call to its argument, or an argument of a call left out; texts, types and
-error messages are left alone. The sample are the {number:,} mutants with the least hashes, of {every:,}. On each ran
-the default tests that execute what was changed.
+error messages are left alone. The sample are the {sample} mutants with the least hashes, of {every:,}, and {number} of
+them ran so far, in that order but for lines that have changed since. On each ran the default tests that execute
+what was changed.
 
 {table}
 
@@ -487,7 +488,7 @@ def page(mutants: list[Mutant], every: int, done: dict[str, dict[str, Any]]) -> 
             f"| {record['file'].removeprefix('segexp/')}, {record['scope']} | {change} | {record['why']} |"
         )
     texts = {
-        "number": len(records), "every": every, "table": "\n".join(rows),
+        "number": len(records), "sample": len(mutants), "every": every, "table": "\n".join(rows),
         "imports": sum(record["outcome"] == "import" for record in records),
         "timeouts": sum(record["outcome"] in ("timeout", "crash") for record in records),
         "before": sum(record["first"] not in LEFT for record in records), "survivors": "\n".join(survivors),

@@ -70,6 +70,7 @@ def prepare(folder: Path) -> None:
     study(folder)
     for command in ("collect", "compare"):
         said_by([command, str(folder / "outputs" / "s")])
+    said_by(["train", "--dry-run", *SMALL], seconds=60)  # imports what would count as time of the first case
     images, labels = (folder / "data" / name for name in ("imagesTr", "labelsTr"))
     for made in (images, labels):
         made.mkdir(parents=True)

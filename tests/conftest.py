@@ -137,7 +137,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
     def folder(name: str, fill: Callable[[Path], object]) -> Path:
         with (session / f"{name}.lock").open("a+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not lock.tell():
+            if not lock.seek(0, os.SEEK_END):  # the place of before the wait would be the old end
                 shutil.rmtree(session / name, ignore_errors=True)
                 (session / name).mkdir()
                 fill(session / name)

@@ -9,7 +9,7 @@ BLOCK = 2**16
 each element is computed by the same instructions as without pieces."""
 
 
-def in_blocks(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+def in_blocks(function: Callable[..., tuple[torch.Tensor, ...]], *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """function(*tensors) of an element-wise function of tensors of one shape, in the memory order of the first.
 
     On a CPU it is called on 1-D pieces of them; elsewhere, while compiling, and where autograd follows, once. The
@@ -23,10 +23,11 @@ def in_blocks(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> 
         return function(*tensors)
     order = sorted(range(first.dim()), key=first.stride, reverse=True)
     pieces = zip(*(t.permute(order).reshape(-1).split(size) for t in tensors), strict=True)
-    joined = None
+    joined: list[torch.Tensor] = []
     for number, piece in enumerate(pieces):
         found = function(*piece)
-        joined = found.new_empty(first.numel()) if joined is None else joined
-        joined[number * size : (number + 1) * size] = found  # copied while it is in the cache
-    assert joined is not None
-    return joined.view([first.shape[d] for d in order]).permute([order.index(d) for d in range(first.dim())])
+        joined = joined or [part.new_empty(first.numel()) for part in found]
+        for whole, part in zip(joined, found, strict=True):
+            whole[number * size : (number + 1) * size] = part  # copied while it is in the cache
+    shape, back = [first.shape[d] for d in order], [order.index(d) for d in range(first.dim())]
+    return tuple(whole.view(shape).permute(back) for whole in joined)

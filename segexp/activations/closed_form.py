@@ -54,7 +54,7 @@ class Applied(torch.autograd.Function):
     def forward(
         value: Callable[..., torch.Tensor], gradient: Callable[..., Any], twice: bool, x: Any, *constants: Any
     ) -> torch.Tensor:
-        return in_blocks(lambda x: value(wide(x), *constants).to(x.dtype), x)
+        return in_blocks(lambda x: (value(wide(x), *constants).to(x.dtype),), x)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -71,15 +71,49 @@ class Applied(torch.autograd.Function):
             return None, None, None, *(next(each) if tensor.requires_grad else None for tensor in (x, *constants))
         sums = []
 
-        def piece(x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        def piece(x: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor]:
             found = ctx.gradient(wide(g), wide(x), *constants)
             first, *others = found if isinstance(found, tuple) else (found,)
             sums.append(others)
-            return first.to(x.dtype)
+            return (first.to(x.dtype),)
 
         with torch.autocast(x.device.type, enabled=False):
-            of_x = in_blocks(piece, x, g)
+            (of_x,) = in_blocks(piece, x, g)
         return None, None, None, of_x, *(torch.stack(part).sum(0) for part in zip(*sums, strict=True))
+
+
+class Sloped(torch.autograd.Function):
+    """f(x, *parameters) of scalar parameters, element by element in float32 or better, which keeps its slopes alone.
+
+    sloped: (x, *parameters) -> f, f' and the slope along each parameter. What they share is computed once, at the cost
+    of the second derivative, which is refused with a RuntimeError.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(sloped: Callable[..., tuple[torch.Tensor, ...]], x: Any, *parameters: Any) -> Any:
+        def piece(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            f, *slopes = sloped(wide(x), *parameters)
+            return f.to(x.dtype), *slopes
+
+        return in_blocks(piece, x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        ctx.dtype = output[0].dtype
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor | None, *of_slopes: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        if any(part is not None for part in of_slopes):  # the slopes are outputs, so that autograd comes here
+            raise RuntimeError("this hidden activation has no second derivative: differentiate once")
+        of_x, *others = ctx.saved_tensors
+        if g is None:
+            return None, None, *(None for _ in others)
+        with torch.autocast(g.device.type, enabled=False):
+            return None, (g * of_x).to(ctx.dtype), *((g * slope).sum() for slope in others)
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Backward passes in closed form: right in every layout and type, twice differentiable, and keeping the input alone."""
+"""Backward passes in closed form: right in every layout and type, and keeping at most 8 bytes an element."""
 
 from typing import Any
 
@@ -10,12 +10,15 @@ from segexp.activations.hidden import function_names, make_hidden, pointwise
 from segexp.activations.hidden.elementwise import Pointwise
 from segexp.commands.bench import saved_bytes
 
-CLOSED = [n for n in function_names() if getattr(make_hidden(n, {}), "_gradient", None) is not None]
+TWICE = [n for n in function_names() if getattr(make_hidden(n, {}), "_gradient", None) is not None]
+SLOPED = [n for n in function_names() if getattr(make_hidden(n, {}), "_with_slopes", None) is not None]
+CLOSED = TWICE + SLOPED
 LEARNED = {
     "star_relu": ["scale", "bias"],
     "xielu": ["raw_p", "raw_n"],
-    "snake": ["a"],
     "rational": ["numerator", "denominator"],
+    "swish_beta": ["beta"],
+    "snake": ["a"],
 }
 """Names of parameters in checkpoints."""
 
@@ -55,10 +58,15 @@ def test_first_and_second_derivative(name: str) -> None:
 
     inputs = (x, *(p.detach().clone().requires_grad_() for p in module.parameters()))
     assert torch.autograd.gradcheck(f, inputs)
-    assert torch.autograd.gradgradcheck(f, inputs)
+    if name in TWICE:
+        assert torch.autograd.gradgradcheck(f, inputs)
+    else:
+        (slope,) = torch.autograd.grad(module(x).sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="second derivative"):
+            slope.sum().backward()
 
 
-@pytest.mark.parametrize("name", CLOSED)
+@pytest.mark.parametrize("name", TWICE)
 def test_the_slope_at_zero_is_the_same_where_it_is_differentiated_again(name: str) -> None:
     """Zeros are common in images; relu and abs have no slope there that a sum of both could use."""
     x = torch.zeros(3, requires_grad=True)
@@ -103,8 +111,10 @@ def test_pieces_and_layouts_change_nothing(name: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", CLOSED)
-def test_only_the_input_is_kept(name: str) -> None:
-    assert saved_bytes(made(name), torch.zeros(4, 8, 32, 32, requires_grad=True)) <= 4.01
+def test_only_the_input_or_the_slopes_are_kept(name: str) -> None:
+    module = made(name)
+    slopes = 1 if name in TWICE else 1 + len(list(module.parameters()))
+    assert saved_bytes(module, torch.zeros(4, 8, 32, 32, requires_grad=True)) <= 4 * slopes + 0.01 <= 8.01
 
 
 @pytest.mark.parametrize("name", CLOSED)
@@ -148,9 +158,10 @@ def test_exported_with_plain_operators_and_any_size() -> None:
     assert all("aten" in str(node.target) for node in program.graph.nodes if node.op == "call_function")
 
 
-def test_compiled_whole_with_plain_operators() -> None:
+@pytest.mark.parametrize("name", ["xielu", "snake"])
+def test_compiled_whole_with_plain_operators(name: str) -> None:
     """A compiler sees one graph without breaks; its gradients are those of the closed form."""
-    module = made("xielu")
+    module = made(name)
     x, y_ = random(40).float().requires_grad_(), random(40).float().requires_grad_()
     compiled = torch.compile(module, fullgraph=True, backend="eager")
     found, true = (gradients(m(v).sum(), v, module, torch.ones(())) for m, v in ((compiled, x), (module, y_)))

@@ -1,8 +1,8 @@
 """Registry of hidden activations: the elementwise nonlinearities inside the network.
 
-An entry is a function that makes the module: torch's own if there is one (`of_torch`), else a `pointwise` one. To add
-an activation, add one decorated function to `piecewise` or `curved`; its keyword-only parameters become options of the
-command line. Functions import torch themselves, so that the registry can be read without it.
+An entry is a function that makes the module: torch's own if there is one (`of_torch`), else a `pointwise` or `sloped`
+one. To add an activation, add one decorated function to `piecewise` or `curved`; its keyword-only parameters become
+options of the command line. Functions import torch themselves, so that the registry can be read without it.
 
 Every module is finite with finite gradients for |x| <= 1e4 in float32 and bfloat16. None works in place, because
 another branch of the network may need its input.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from segexp.activations.hidden.elementwise import Function, Gradient, Prepare
+    from segexp.activations.hidden.elementwise import Function, Gradient, Prepare, WithSlopes
 
 Make = Callable[..., "Module"]
 
@@ -188,6 +188,15 @@ def pointwise(
     from segexp.activations.hidden.elementwise import Pointwise
 
     return Pointwise(function, gradient, prepare, learnable)
+
+
+def sloped(with_slopes: "WithSlopes", /, **learnable: float) -> "Module":
+    """A module that applies f of (x, **parameters) -> f, f' and df/dparameter of each, for functions that share costly
+    steps with their slopes. The slopes alone are kept for the backward pass, in float32 or better; a second derivative
+    is refused. The operations must not work in place."""
+    from segexp.activations.hidden.elementwise import Pointwise
+
+    return Pointwise(lambda *given: with_slopes(*given)[0], None, None, learnable, with_slopes)
 
 
 COSTS = Path(__file__).parent.with_name("hidden_cost.csv")

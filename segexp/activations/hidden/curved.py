@@ -11,6 +11,7 @@ from segexp.activations.hidden import (
     pointwise,
     shrinkage,
     sigmoidal,
+    sloped,
     smooth,
     torch_module,
 )
@@ -96,7 +97,7 @@ smooth(
 )
 def quick_gelu() -> "Module":
     """The quicker of the two approximations of gelu in its source."""
-    return pointwise(lambda x: x * (1.702 * x).sigmoid())
+    return sloped(lambda x: _swish(x, 1.702)[:2])
 
 
 smooth(
@@ -121,7 +122,15 @@ smooth(
 )
 def swish_beta(*, init: Annotated[float, POSITIVE] = 1.0) -> "Module":
     """Swish with a learned steepness, one per call site."""
-    return pointwise(lambda x, beta: x * (beta * x).sigmoid(), beta=init)
+    return sloped(_swish, beta=init)
+
+
+def _swish(x: "Tensor", beta: "Tensor | float") -> "tuple[Tensor, ...]":
+    """x sigmoid(beta x) and its slopes along x and beta."""
+    s = (beta * x).sigmoid()
+    f = x * s
+    rest = f * (1 - s)
+    return f, s + beta * rest, x * rest
 
 
 smooth(
@@ -158,16 +167,13 @@ def softplus(*, beta: Annotated[float, POSITIVE] = 1.0) -> "Module":
 def squareplus(*, b: Annotated[float, POSITIVE] = 4.0) -> "Module":
     """Algebraic softplus. For x < 0 the sum cancels; max(x, 0) + b / (2 (sqrt(x^2 + b) + |x|)) does not."""
 
-    def parts(x: "Tensor") -> "tuple[Tensor, Tensor]":
+    def with_slope(x: "Tensor") -> "tuple[Tensor, ...]":
         root = (x * x + b).sqrt()
         # Not relu, whose slope at 0 is 0: the maximum gives both sides half.
-        return root, x.maximum(x.new_zeros(())) + (b / 2) / (root + x.abs())
+        f = x.maximum(x.new_zeros(())) + (b / 2) / (root + x.abs())
+        return f, f / root
 
-    def gradient(g: "Tensor", x: "Tensor") -> "Tensor":
-        root, f = parts(x)
-        return f.div_(root).mul_(g)
-
-    return pointwise(lambda x: parts(x)[1], gradient)
+    return sloped(with_slope)
 
 
 @smooth(
@@ -179,7 +185,12 @@ def squareplus(*, b: Annotated[float, POSITIVE] = 4.0) -> "Module":
 )
 def lisht() -> "Module":
     """Linearly scaled tanh: even, with a minimum at 0."""
-    return pointwise(lambda x: x * x.tanh())
+
+    def with_slope(x: "Tensor") -> "tuple[Tensor, ...]":
+        t = x.tanh()
+        return x * t, t + x * (1 - t * t)
+
+    return sloped(with_slope)
 
 
 @smooth(
@@ -193,16 +204,13 @@ def lisht() -> "Module":
 def golu() -> "Module":
     """Gompertz linear unit. In float32 f and f' are exactly 0 for x < -4.7, so that units can die there."""
 
-    def powers(x: "Tensor") -> "tuple[Tensor, Tensor]":
+    def with_slope(x: "Tensor") -> "tuple[Tensor, ...]":
         # Beyond the bound f is 0 in every type, and the exponential stays finite.
         u = (-x.clamp(min=-10)).exp()
-        return u, (-u).exp()
+        gompertz = (-u).exp()
+        return x * gompertz, (u * x + 1) * gompertz
 
-    def gradient(g: "Tensor", x: "Tensor") -> "Tensor":
-        u, gompertz = powers(x)
-        return u.mul_(x).add_(1).mul_(gompertz).mul_(g)
-
-    return pointwise(lambda x: x * powers(x)[1], gradient)
+    return sloped(with_slope)
 
 
 @smooth(
@@ -215,16 +223,14 @@ def golu() -> "Module":
 )
 def telu() -> "Module":
     """Hyperbolic tangent exponential linear unit."""
+    import torch
 
-    def power(x: "Tensor") -> "Tensor":
-        return x.clamp(max=10).exp()  # beyond the bound tanh is 1 in every type, and the exponential stays finite
-
-    def gradient(g: "Tensor", x: "Tensor") -> "Tensor":
-        e = power(x)
+    def with_slope(x: "Tensor") -> "tuple[Tensor, ...]":
+        e = x.clamp(max=10).exp()  # beyond the bound tanh is 1 in every type, and the exponential stays finite
         t = e.tanh()
-        return t.addcmul_(e.mul_(x), 1 - t * t).mul_(g)
+        return x * t, torch.addcmul(t, e * x, 1 - t * t)
 
-    return pointwise(lambda x: x * power(x).tanh(), gradient)
+    return sloped(with_slope)
 
 
 @smooth(
@@ -395,7 +401,12 @@ def sine(*, frequency: Annotated[float, POSITIVE] = 1.0) -> "Module":
 )
 def gcu() -> "Module":
     """Growing cosine unit."""
-    return pointwise(lambda x: x * x.cos())
+
+    def with_slope(x: "Tensor") -> "tuple[Tensor, ...]":
+        cosine = x.cos()
+        return x * cosine, cosine - x * x.sin()
+
+    return sloped(with_slope)
 
 
 @learned(
@@ -410,21 +421,14 @@ def snake(*, init: Annotated[float, POSITIVE] = 1.0) -> "Module":
 
     import torch
 
-    def prepare(a: "Tensor") -> "tuple[Tensor]":
-        return (a + 1e-20 * (a == 0),)
-
-    def function(x: "Tensor", a: "Tensor") -> "Tensor":
-        sine = (a * x).sin()
-        return torch.addcmul(x, sine, sine / a)
-
-    def gradient(g: "Tensor", x: "Tensor", a: "Tensor") -> "tuple[Tensor, ...]":
+    def with_slopes(x: "Tensor", a: "Tensor") -> "tuple[Tensor, ...]":
+        a = a + 1e-20 * (a == 0)
         angle = a * x
         sine, cosine = angle.sin(), angle.cos()
         wave = sine / a
-        along = torch.addcmul(g, sine.mul_(g), cosine, value=2)
-        return along, cosine.mul_(x).mul_(2).sub_(wave).mul_(wave).mul_(g).sum()
+        return torch.addcmul(x, sine, wave), 1 + 2 * sine * cosine, (2 * x * cosine - wave) * wave
 
-    return pointwise(function, gradient, prepare, a=init)
+    return sloped(with_slopes, a=init)
 
 
 @learned(

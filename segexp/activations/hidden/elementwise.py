@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from segexp.activations.closed_form import Applied, wide
+from segexp.activations.closed_form import Applied, Sloped, wide
 
 Function = Callable[..., torch.Tensor]
 
@@ -13,28 +13,39 @@ Gradient = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
 
 Prepare = Callable[..., tuple[torch.Tensor, ...]]
 
+WithSlopes = Callable[..., tuple[torch.Tensor, ...]]
+
 
 class Pointwise(torch.nn.Module):
-    """Applies ``function``; see `pointwise`."""
+    """Applies ``function``; see `pointwise` and `sloped`."""
 
     def __init__(
-        self, function: Function, gradient: Gradient | None, prepare: Prepare | None, learnable: Mapping[str, Any]
+        self,
+        function: Function,
+        gradient: Gradient | None,
+        prepare: Prepare | None,
+        learnable: Mapping[str, Any],
+        with_slopes: WithSlopes | None = None,
     ) -> None:
         super().__init__()
-        self._function, self._gradient, self._prepare = function, gradient, prepare
+        self._function, self._gradient, self._prepare, self._with_slopes = function, gradient, prepare, with_slopes
         for name, value in learnable.items():
             self.register_parameter(name, torch.nn.Parameter(torch.tensor(value, dtype=torch.float32)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self._gradient is None:
+        if self._gradient is self._with_slopes is None:
             return self._function(x, **self._parameters)
         constants = [parameter.to(wide(x).dtype) for parameter in self.parameters()]
         if self._prepare is not None:
             constants = [*self._prepare(*constants)]
         if torch.compiler.is_compiling():  # a compiler fuses, an export needs operators
             return self._function(wide(x), *constants).to(x.dtype)
-        y: torch.Tensor = Applied.apply(self._function, self._gradient, False, x, *constants)
+        y: torch.Tensor
+        if self._with_slopes is not None and torch.is_grad_enabled():
+            y, *_ = Sloped.apply(self._with_slopes, x, *constants)
+            return y
+        y = Applied.apply(self._function, self._gradient, False, x, *constants)
         return y
 
     def extra_repr(self) -> str:
-        return getattr(self._function, "__qualname__", "").split(".")[0]
+        return getattr(self._with_slopes or self._function, "__qualname__", "").split(".")[0]

@@ -109,11 +109,18 @@ class Sloped(torch.autograd.Function):
     def backward(ctx: Any, g: torch.Tensor | None, *of_slopes: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         if any(part is not None for part in of_slopes):  # the slopes are outputs, so that autograd comes here
             raise RuntimeError("this hidden activation has no second derivative: differentiate once")
-        of_x, *others = ctx.saved_tensors
         if g is None:
-            return None, None, *(None for _ in others)
+            return (None,) * (1 + len(ctx.saved_tensors))
+        sums = []
+
+        def piece(of_x: torch.Tensor, g: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor]:
+            sums.append([(g * slope).sum() for slope in others])
+            return ((g * of_x).to(ctx.dtype),)
+
+        of_x, *others = ctx.saved_tensors
         with torch.autocast(g.device.type, enabled=False):
-            return None, (g * of_x).to(ctx.dtype), *((g * slope).sum() for slope in others)
+            (of_x,) = in_blocks(piece, of_x, g, *others)
+        return None, of_x, *(torch.stack(part).sum(0) for part in zip(*sums, strict=True))
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:

@@ -188,7 +188,8 @@ def lisht() -> "Module":
 
     def with_slope(x: "Tensor") -> "tuple[Tensor, ...]":
         t = x.tanh()
-        return x * t, t + x * (1 - t * t)
+        f = x * t
+        return f, x - f * t + t
 
     return sloped(with_slope)
 
@@ -228,7 +229,8 @@ def telu() -> "Module":
     def with_slope(x: "Tensor") -> "tuple[Tensor, ...]":
         e = x.clamp(max=10).exp()  # beyond the bound tanh is 1 in every type, and the exponential stays finite
         t = e.tanh()
-        return x * t, torch.addcmul(t, e * x, 1 - t * t)
+        f = x * t
+        return f, torch.addcmul(t, e, x - f * t)
 
     return sloped(with_slope)
 

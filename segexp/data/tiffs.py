@@ -129,6 +129,8 @@ def read_tiff(path: Path, max_pixels: int, pages: str, k: int = 0, as_index: boo
             pixels, alpha_HW = _page(path, layout, layout.series.pages[k] or page, as_index)
         else:
             pixels, alpha_HW = _planes(path, layout)[k], None
+        if pixels.shape[:2] != (page.imagelength, page.imagewidth):  # as of types that tifffile does not know
+            raise ValueError(f"TIFF of {page.bitspersample} bits a sample without readable pixels; save it again as PNG")
         if 1 in page.extrasamples and alpha_HW is not None:
             _check_multiplied(alpha_HW)
         orientation = page.tags.valueof(ORIENTATION, 1)

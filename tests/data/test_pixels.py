@@ -278,6 +278,7 @@ IMAGES = {
     "tiff after its thumbnail": Case(".tif", pages(GREY[::2, ::2], GREY, first=1), GREY),
     "tiff whose pages lie in a circle": Case(".tif", circle, GREY),
     "npy without pixels": Case(".npy", array(np.zeros((0, W), np.int32)), "no pixels"),
+    "tiff 255 bit": Case(".tif", tiff(GREY.tobytes(), 255, 3, compression=32773), "255 bits a sample"),
     "tiff 12 bit": Case(".tif", tiff(packed(GREY16 >> 4, 12), 12), GREY16 >> 4),
     "tiff uint8": Case(".tif", tif(GREY), GREY),
     "tiff int8": Case(".tif", tif(GREY.view(np.int8)), GREY.view(np.int8).astype(np.int16)),

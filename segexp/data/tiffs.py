@@ -130,7 +130,7 @@ def read_tiff(path: Path, max_pixels: int, pages: str, k: int = 0, as_index: boo
         else:
             pixels, alpha_HW = _planes(path, layout)[k], None
         if pixels.shape[:2] != (page.imagelength, page.imagewidth):  # as of types that tifffile does not know
-            raise ValueError(f"TIFF of {page.bitspersample} bits a sample without readable pixels; save it again as PNG")
+            raise ValueError(f"TIFF of {page.bitspersample} bits a sample has no readable pixels; save it as PNG")
         if 1 in page.extrasamples and alpha_HW is not None:
             _check_multiplied(alpha_HW)
         orientation = page.tags.valueof(ORIENTATION, 1)

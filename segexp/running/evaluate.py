@@ -103,6 +103,9 @@ def evaluate(
     }
     if scores_of_plugins := facts_of(config.metrics.scores):
         settings["scores"] = scores_of_plugins
+    for lock in folder.parent.glob("*/lock"):
+        with suppress(OwnedError, UsageError, OSError), ownership(lock.parent, run_dir):
+            log.info("removed what a killed evaluation left in %s", lock.parent)
     known = _finished(folder, settings)
     if known:
         return known
@@ -123,12 +126,8 @@ def _write(
 ) -> None:
     tables = {"images": scores.images, "objects": scores.objects, "bins": scores.bins}
     tables |= {"thresholds": scores.thresholds, "summary": [summary]}
-    run_dir = folder.parent.parent
-    for lock in folder.parent.glob("*/lock"):
-        with suppress(OwnedError, UsageError), ownership(lock.parent, run_dir):
-            log.info("removed what a killed evaluation left in %s", lock.parent)
     try:
-        with ownership(folder, run_dir):
+        with ownership(folder, folder.parent.parent):
             content = settings | {"segexp": segexp.__version__, "warnings": warnings}
             for name, rows in tables.items():
                 write_table(folder / f"{name}.csv", name, rows, content)

@@ -233,6 +233,11 @@ def test_two_at_once_do_not_write_one_folder(done: Outcome, capsys: Captured) ->
     evaluated(done.run_dir, "train-0.5", "--split", "train")
     assert not list(dead.iterdir())
     dead.rmdir()
+    before = sorted(folder.iterdir())
+    (folder / ".owner-1").mkdir()  # killed when all was written
+    (folder / "lock").touch()
+    evaluated(done.run_dir, "train-0.5", "--split", "train")
+    assert sorted(folder.iterdir()) == before
 
 
 def test_softmax_has_no_threshold(tmp_path: Path, capsys: Captured) -> None:

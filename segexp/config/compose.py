@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -166,9 +167,16 @@ class _Members:
         return GlobalHydra.instance().config_loader().get_group_options(group, results_filter)
 
 
+@functools.lru_cache(maxsize=4096)
+def _parsed(text: str) -> Override:
+    """In Hydra's grammar; a line is read several times on its way, and the jobs of a sweep share their words."""
+    parser = OverridesParser.create(config_loader=_Members())  # type: ignore[arg-type]
+    override: Override = parser.parse_overrides([text])[0]
+    return override
+
+
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     """Check the grammar, and refuse what would bypass the schema. Raises UsageError."""
-    parser = OverridesParser.create(config_loader=_Members())  # type: ignore[arg-type]
     parsed = []
     for text in overrides:
         if text.startswith("-"):
@@ -178,7 +186,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         if text.rstrip().endswith("=") and text.count("=") == 1 and not text.rstrip().endswith("_suffix="):
             raise UsageError(f"'{text}' is empty: is a shell variable unset? Write a value, or null for none")
         try:
-            override = parser.parse_overrides([text])[0]
+            override = _parsed(text)
         except (OverrideParseException, ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits
             raise UsageError(
                 f"cannot read the override {text[:200]!r}: quote values with special characters, "
@@ -220,7 +228,7 @@ def readable(overrides: Sequence[str]) -> list[str]:
 def _as_typed(key: str, word: str) -> str:
     """A word of a value, in quotes where Hydra would not read it, or the key takes text and would get another one."""
     try:
-        read = OverridesParser.create().parse_overrides([f"{key}={word}"])[0].value()
+        read = _parsed(f"{key}={word}").value()
     except (OverrideParseException, RecursionError):
         return quoted(word)
     except ValueError:  # a number of 5,000 digits: `parse_overrides` says so
@@ -589,7 +597,8 @@ def tree_overrides(tree: Any, overrides: Sequence[str], path: str) -> list[str]:
         name = member.get("adapter" if group == "dataset" else "name") if isinstance(member, dict) else None
         if not isinstance(name, str):
             raise UsageError(f"{path} does not say which {group} was used")
-        result.append(f"{group}={_recorded_value(name, group, path)}")
+        known = name in (names_in(group) if group in CODE_GROUPS else members_of(group))  # plain, as it is typed
+        result.append(f"{group}={name if known else _recorded_value(name, group, path)}")
     for key, value in _recorded_leaves(as_before(tree), path):
         group = key.split(".")[0]
         if group in replaced or key in replaced or (group in CODE_GROUPS and key == f"{group}.name"):

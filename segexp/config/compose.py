@@ -81,9 +81,12 @@ def quoted(value: Any) -> str:
 log = logging.getLogger("segexp")
 
 
+@cached_names
 def register_schemas() -> None:
     """Store the typed root, the types of groups, and the groups generated from registries where Hydra finds them."""
     store = ConfigStore.instance()
+    for group in ("schema", "dataset", *CODE_GROUPS):
+        store.repo.pop(group, None)  # of plugins that are gone
     store.store(name="config_schema", node=Config)
     store.store(group="schema", name="backbone", node=BackboneConfig)
     store.store(group="schema", name="augment", node=AugmentConfig)

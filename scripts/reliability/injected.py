@@ -133,7 +133,7 @@ def begin(words: Sequence[str], fault: Fault, folder: Path, said: str = "said") 
     from segexp.sweep.pool import PRELOADED
 
     context = get_context("forkserver")
-    context.set_forkserver_preload([*PRELOADED, "segexp.cli", "matplotlib.pyplot"])
+    context.set_forkserver_preload([*PRELOADED, "segexp.cli", "matplotlib.pyplot", "reliability.warm"])
     process = context.Process(target=_carry_out, args=(words, fault, folder, said))
     process.start()
     return process

@@ -133,9 +133,7 @@ def forbidden(tree: ast.AST) -> list[str]:
             builtin = isinstance(node, ast.Name) or ast.unparse(node.value) == "builtins"
             if name == "instantiate" or (builtin and name in ("eval", "exec", "__import__")):
                 found.append(name)
-            elif (
-                name in ("system", "load", "unsafe_load", "full_load", "utils") and ast.unparse(node) in FORBIDDEN_NAMES
-            ):
+            elif any(n.endswith(f".{name}") for n in FORBIDDEN_NAMES) and ast.unparse(node) in FORBIDDEN_NAMES:
                 found.append(ast.unparse(node))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and "_target_" in node.value:
             found.append("_target_")

@@ -57,6 +57,13 @@ def of(loss: str, change: Callable[[Any], Any] = lambda pairs: pairs) -> st.Sear
     return scenes(change(fitting(loss)), LOSSES[loss].options)
 
 
+def of_each_loss(test: Callable[[str, int], None]) -> Callable[[str, int], None]:
+    """By default with a few examples; more are left to CI."""
+    examples = pytest.mark.parametrize("examples", [4, pytest.param(12, marks=pytest.mark.slow)])
+    marked: Callable[[str, int], None] = pytest.mark.parametrize("loss", LOSSES)(examples(test))
+    return marked
+
+
 def value(loss: str, scene: Scene) -> torch.Tensor:
     return LOSSES[loss].function(scene.prediction, scene.target, **scene.options)
 
@@ -66,11 +73,11 @@ def alike(loss: str, first: Scene, second: Scene) -> bool:
     return torch.allclose(value(loss, first), value(loss, second), rtol=1e-6 if LOSSES[loss].maps else 1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_bounds_and_ignored_pixels(loss: str) -> None:
+@of_each_loss
+def test_bounds_and_ignored_pixels(loss: str, examples: int) -> None:
     """Nothing depends on what is predicted where the mask is ignored, and a frame of such pixels changes nothing."""
 
-    @repeatable(10)
+    @repeatable(examples)
     @given(of(loss), st.integers(0, 3), st.integers(0, 3))
     def check(scene: Scene, wider: int, higher: int) -> None:
         ignored = (scene.target == IGNORE).unsqueeze(1)
@@ -93,11 +100,11 @@ def test_bounds_and_ignored_pixels(loss: str) -> None:
     check()
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_order_means_nothing(loss: str) -> None:
+@of_each_loss
+def test_order_means_nothing(loss: str, examples: int) -> None:
     """Of images, pixels and classes; and each image given twice is the same batch."""
 
-    @repeatable(10)
+    @repeatable(examples)
     @given(of(loss), st.randoms(use_true_random=False))
     def check(scene: Scene, random: Any) -> None:
         images, pixels = list(range(len(scene.target))), list(range(scene.target[0].numel()))
@@ -118,14 +125,14 @@ def test_order_means_nothing(loss: str) -> None:
     check()
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_one_logit_is_two_classes(loss: str) -> None:
+@of_each_loss
+def test_one_logit_is_two_classes(loss: str, examples: int) -> None:
     """Under softmax with the logit of p = 1/2 for the background; and one independent channel, with or without it."""
     binary = [a for a, mode in fitting(loss) if mode == "binary" and OUTPUT_ACTIVATIONS[a].log_odds is not None]
     if loss == "nacl":  # whose penalty is on the logits: (1 - x) / 2 and (1 + x) / 2 have the same
         binary = [a for a in binary if OUTPUT_ACTIVATIONS[a].linear]
 
-    @repeatable(6)
+    @repeatable(examples)
     @given(of(loss, lambda pairs: [(a, mode) for a, mode in pairs if mode == "binary" and a in binary]))
     def check(scene: Scene) -> None:
         entry, x = OUTPUT_ACTIVATIONS[scene.activation], scene.logits

@@ -71,7 +71,7 @@ def usual(activation: str, loss: str, mode: HeadMode) -> bool:
 
 
 def in_every_mode(check: Callable[[str, str, HeadMode], None]) -> Callable[[str, bool], None]:
-    """One test for each loss, which goes through the activations and head modes that fit: the usual ones or the rest."""
+    """One test for each loss, through the activations and head modes that fit: the usual ones, or the rest."""
 
     def test(loss: str, rest: bool) -> None:
         for pair in PAIRS:

@@ -85,7 +85,8 @@ def test_the_table_names_no_other_activation() -> None:
     assert {"ce", "dice", "dice_ce"} <= set(PROBABILITIES_ONLY.split()) <= set(EVERY_LOSS.split()) - {"mse", "l1"}
 
 
-KINDS_OF_F = ("sigmoid", "normal_cdf", "cloglog", "hardsigmoid", "minmax_linear", "identity", "learned_tail")
+KINDS_OF_F = ("sigmoid", "hardsigmoid", "identity")
+"""Trained by default; the rest are left to CI."""
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

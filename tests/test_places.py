@@ -92,6 +92,9 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(before.replace(old, new), encoding="utf-8")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def seen(made_once: Callable[[str, Callable[[Path], object]], Path]) -> dict[str, Any]:
     """What the commands of the copy print once the parts are added."""

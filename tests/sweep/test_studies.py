@@ -86,7 +86,9 @@ def combination(variant: tuple[str, str, str], place: int) -> Config:
     return copy.deepcopy(composed_at(variant, place))
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=[pytest.mark.slow] * (v[2] == "full")) for v in VARIANTS], ids="-".join
+)
 def test_every_variant_sweeps_over_known_values_and_its_first_run_is_valid(variant: tuple[str, str, str]) -> None:
     """An unknown key, a value of another type or a bad name would be refused."""
     study, protocol, budget = variant
@@ -103,6 +105,7 @@ def test_every_variant_sweeps_over_known_values_and_its_first_run_is_valid(varia
     assert config.study.name.split("_smoke")[0].startswith(study)
 
 
+@pytest.mark.slow
 def test_no_two_variants_share_a_folder(session: list[str]) -> None:
     names = [combination(variant, 0).study.name for variant in VARIANTS]
     assert len(set(names)) == len(names)

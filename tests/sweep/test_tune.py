@@ -159,6 +159,7 @@ def test_an_arm_is_one_in_tune_and_in_compare(words: list[str], arm: tuple[str, 
     assert arm_of_row(row) == arm_of(config) == arm
 
 
+@pytest.mark.slow
 def test_optuna_proposes_and_goes_on_where_it_was(session: list[str], tmp_path: Path, carried_out: Any) -> None:
     optuna = pytest.importorskip("optuna")
     how = ("activation=sigmoid,arctan", "loss=dice", "seed=0")
@@ -270,6 +271,7 @@ def test_the_fold_and_what_is_left_out_are_told(
     assert "left out" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_optuna_proposes_follows_from_the_runs_alone(session: list[str], tmp_path: Path, carried_out: Any) -> None:
     """Nothing that a killed search has left half written can be in the way, and after `RANDOM_TRIALS` it has learnt."""
     pytest.importorskip("optuna")

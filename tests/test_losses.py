@@ -43,8 +43,8 @@ from segexp.registry import Option
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-PAIRS = [
-    pytest.param(activation.name, loss.name, mode, id=f"{activation.name}-{loss.name}-{mode}")
+PAIRS: list[tuple[str, str, HeadMode]] = [
+    (activation.name, loss.name, mode)
     for loss in LOSSES.values()
     for activation in OUTPUT_ACTIVATIONS.values()
     for mode in ALL_MODES
@@ -75,8 +75,8 @@ def in_every_mode(check: Callable[[str, str, HeadMode], None]) -> Callable[[str,
 
     def test(loss: str, rest: bool) -> None:
         for pair in PAIRS:
-            if pair.values[1] == loss and usual(*pair.values) != rest:
-                check(*pair.values)
+            if pair[1] == loss and usual(*pair) != rest:
+                check(*pair)
 
     test.__doc__ = check.__doc__
     slow = pytest.mark.slow
@@ -1017,7 +1017,7 @@ def test_generalized_dice_is_that_of_monai(weighting: Any, reduction: Any) -> No
     torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize(("activation", "loss", "mode"), [pair for pair in PAIRS if pair.values[1] == "matching"])
+@pytest.mark.parametrize(("activation", "loss", "mode"), [pair for pair in PAIRS if pair[1] == "matching"])
 def test_matching_gradient_is_p_minus_y(activation: str, loss: str, mode: HeadMode) -> None:
     """Also where p is clipped or far in a tail, where the gradient of every other loss dies; the value is ce's."""
     logits, target = 10 * random_logits(mode, 2), full_target(mode)
@@ -1052,7 +1052,7 @@ OF_EACH_KIND = {("ce", "binary"), ("dice", "softmax"), ("matching", "binary"), (
 TRACED = []
 """Every activation with a loss of log-odds, of probabilities, or with a gradient of its own, in turns."""
 for turn, name in enumerate(OUTPUT_ACTIVATIONS):
-    fitting = [pair.values for pair in PAIRS if pair.values[0] == name and pair.values[1:] in OF_EACH_KIND]
+    fitting = [pair for pair in PAIRS if pair[0] == name and pair[1:] in OF_EACH_KIND]
     if fitting:
         TRACED.append(fitting[turn % len(fitting)])
 

@@ -198,9 +198,17 @@ def _open_nifti(path: Path) -> Volume:
         raw = np.asanyarray(read.dataobj)
         return as_delivered(raw, kept).reshape(width, height, slices, channels, order="F").T
 
-    kind = f"NIfTI, {dtype.name}{scaled}, axes {axes_of(image.affine)}"
+    affine_44 = affine_of(image)
+    kind = f"NIfTI, {dtype.name}{scaled}, " + (f"axes {axes_of(affine_44)}" if affine_44 is not None else "no affine")
     kind += ", voxel sizes of sform and pixdim differ" if doubtful else ""
-    return Volume(Header(kind, height, width, channels, slices, None if doubtful else spacing), image.affine, decode)
+    return Volume(Header(kind, height, width, channels, slices, None if doubtful else spacing), affine_44, decode)
+
+
+def affine_of(image: Any) -> np.ndarray | None:
+    """The affine of a NIfTI image; None where it places no voxel, as with voxel sizes of 0 or NaN."""
+    affine_44: np.ndarray = image.affine
+    places = np.isfinite(affine_44).all() and np.linalg.matrix_rank(affine_44[:3, :3]) == 3
+    return affine_44 if places else None
 
 
 def as_delivered(raw: np.ndarray, kept: str | None) -> np.ndarray:

@@ -16,6 +16,7 @@ from segexp.data.codings import FOREGROUND, parse_color
 from segexp.data.image_set import ImageError
 from segexp.data.normalise import shown
 from segexp.data.rasters import ORIENTATION
+from segexp.data.volumes import affine_of
 from segexp.evaluation.pictures import grey_or_colour, overlaid
 from segexp.inference.images import class_files
 from segexp.records.runs import Run
@@ -83,7 +84,7 @@ def _nifti(mask_DHW: np.ndarray, path: Path) -> bytes:
     header.set_data_dtype(mask_DHW.dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0  # the window of the image's values
-    written: bytes = type(image)(mask_DHW.T.reshape(image.shape[:3]), image.affine, header).to_bytes()
+    written: bytes = type(image)(mask_DHW.T.reshape(image.shape[:3]), affine_of(image), header).to_bytes()
     return written
 
 

@@ -1,6 +1,8 @@
 """NIfTI files and DICOM series: what is written is read, slice by slice, or refused with the reason."""
 
 import gzip
+import math
+import struct
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +19,7 @@ from segexp.data import volumes
 from segexp.data.image_set import ImageError
 from segexp.data.volumes import check_grids, header_of, read_slice
 from segexp.errors import UsageError
+from segexp.inference.masks import mask_file
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
@@ -255,3 +258,21 @@ def test_dicom_and_nifti_are_compared_in_one_frame(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(array.T, np.diag([0.5, 0.75, 4.0, 1.0])), tmp_path / "ras.nii")
     with pytest.raises(ImageError, match="RAS and LPS"):
         check_grids([folder, tmp_path / "ras.nii"])
+
+
+@pytest.mark.parametrize("side", [0.0, math.nan, math.inf])
+def test_an_affine_that_places_no_voxel_is_none(tmp_path: Path, side: float) -> None:
+    """It must not make two grids look equal, nor keep a mask from being written with the header as it is."""
+    image, mask = (save_nifti(tmp_path / f"{name}.nii", voxels(6, 5, 4)) for name in ("image", "mask"))
+    data = bytearray(image.read_bytes())
+    data[252:256] = struct.pack("<2h", 0, 1)  # no qform, but an sform
+    data[280:296] = struct.pack("<4f", side, 0, 0, 0)
+    image.write_bytes(data)
+    assert "no affine" in header_of(image).kind
+    check_grids([image, mask])
+    (tmp_path / "small.nii").write_bytes(save_nifti(tmp_path / "cut.nii", voxels(6, 5, 3)).read_bytes())
+    with pytest.raises(ImageError, match="another size"):
+        check_grids([image, tmp_path / "small.nii"])
+    ending, written = mask_file(np.zeros((4, 5, 6), np.uint8), np.arange(2, dtype=np.uint8), image, True, 1)
+    assert ending == ".nii"
+    assert written[280:328] == data[280:328]

@@ -137,7 +137,9 @@ def test_every_entry_has_a_small_plot() -> None:
         assert set(CODE_GROUPS[kind]) - {"native", "sum"} <= shown
 
 
-@pytest.mark.parametrize("page", EXAMPLES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] * (page == "docs/python.md")) for page in EXAMPLES]
+)
 def test_python_examples_run(page: str) -> None:
     text = "\n".join(blocks(REPOSITORY / page, "python"))
     examples = doctest.DocTestParser().get_doctest(text, {}, page, None, None)

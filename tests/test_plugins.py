@@ -580,7 +580,10 @@ def done(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return outcome.run_dir
 
 
-@pytest.mark.parametrize("end", ["raise SystemExit(0)", "import sys; sys.exit()", "raise GeneratorExit", "exit()"])
+@pytest.mark.parametrize("end", [
+    "raise SystemExit(0)", "raise GeneratorExit",
+    *(pytest.param(end, marks=pytest.mark.slow) for end in ("import sys; sys.exit()", "exit()")),
+])  # fmt: skip
 def test_a_plugin_does_not_end_a_run_as_if_it_were_done(
     end: str, write: Write, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:

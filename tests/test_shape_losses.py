@@ -249,6 +249,7 @@ def test_padding_changes_no_map(name: str) -> None:
     assert found[name].any()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues_with_the_same_maps(tmp_path: Path) -> None:
     overrides = (*SUM, "augment=medium", "dataset.number=16")
     whole = tiny_run(tmp_path / "whole", *overrides)

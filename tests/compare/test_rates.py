@@ -22,10 +22,10 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 def test_rates_do_not_depend_on_the_number_of_processes(rates: ModuleType):
     tables = {"real learners": rates.learners()[:1], "power": rates.power()[:1]}
-    rows = [rates.rows_of(tables, 30, seed=1, processes=n) for n in (1, 2)]
+    rows = [rates.rows_of(tables, 12, seed=1, processes=n) for n in (1, 2)]
     assert rows[0] == rows[1]
-    assert [row.n for row in rows[0]] == [30] * 3
-    assert rows[0] != rates.rows_of(tables, 30, seed=2)
+    assert [row.n for row in rows[0]] == [12] * 3
+    assert rows[0] != rates.rows_of(tables, 12, seed=2)
 
 
 def test_a_rate_fails_where_chance_does_not_explain_it(rates: ModuleType):

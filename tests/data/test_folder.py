@@ -402,6 +402,7 @@ def test_threads_read_what_one_reads(tmp_path: Path) -> None:
         assert np.array_equal(pair.mask_HW, np.eye(32, k=index))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options", "number", "foreground"), [
     ("dsb2018_nuclei", {"group_file": "sources.csv", "group_column": "group"}, 382, 0.09686),
     ("usgra", {"mask_coding": "index", "num_classes": 3}, 190, 0.07245),

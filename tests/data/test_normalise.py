@@ -81,7 +81,9 @@ def run_on(folder: Path, change: type, factor: float, shift: float, *overrides: 
     return execute(dataclasses.replace(spec, image_set=image_set, facts=facts))
 
 
-@pytest.mark.parametrize("rule", ["train", "image", "percentile", "ct(-1000,1000)"])
+@pytest.mark.parametrize("rule", [
+    "train", "image", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("percentile", "ct(-1000,1000)")),
+])  # fmt: skip
 def test_a_run_on_signed_values_takes_them_as_they_are_stored(tmp_path: Path, rule: str) -> None:
     outcome = run_on(tmp_path, np.int16, 4, -300, f"dataset.normalise='{rule}'")
     assert outcome.status == "done"

@@ -220,7 +220,9 @@ def inclusion(draws: int, fractions: Sequence[float], folds: int | None, most: i
     return counts / draws
 
 
-@pytest.mark.parametrize(("fractions", "folds"), [((0.6, 0.2, 0.2), None), ((0.6, 0.15, 0.25), None)])
+@pytest.mark.parametrize(("fractions", "folds"), [
+    ((0.6, 0.2, 0.2), None), pytest.param((0.6, 0.15, 0.25), None, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_large_patients_are_as_likely_in_a_part_as_small_ones(fractions: Sequence[float], folds: int | None) -> None:
     shares_P40 = inclusion(1500, fractions, folds, max(SIZES))
     # Of 120 shares of 1,500 draws, each with a standard error of .013 at most.
@@ -331,7 +333,9 @@ def holders(indices: Sequence[int], classes: list[frozenset[int]], c: int, group
     return len({groups[i] if groups else i for i in indices if c in classes[i]})
 
 
-@pytest.mark.parametrize(("shares", "most"), [((0.4,), 1), ((0.5, 0.15, 0.1), 1.3)])
+@pytest.mark.parametrize(("shares", "most"), [
+    pytest.param((0.4,), 1, marks=pytest.mark.slow), ((0.5, 0.15, 0.1), 1.3),
+])  # fmt: skip
 def test_stratified_parts_have_their_share_of_each_class_in_1000_draws(shares: tuple[float, ...], most: float) -> None:
     """Unstratified draws miss it by several groups. Every image has the same chance to be in a part."""
     classes, images = held(5, 30, *shares), image_set(30)

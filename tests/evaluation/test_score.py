@@ -41,12 +41,17 @@ THRESHOLDED = [case for case in CASES if case[1] != "softmax"]
 WITH_PROBABILITIES = [case for case in CASES if OUTPUT_ACTIVATIONS[case[0]].log_odds is not None]
 
 
+KINDS_OF_F = ("sigmoid", "normal_cdf", "cloglog", "hardsigmoid", "identity", "softmax", "learned_tail")
+
+
 def in_turn(cases: Sequence[tuple[str, HeadMode]]) -> pytest.MarkDecorator:
-    """Each activation in every mode of the cases: by default in one, which takes turns, and the others are slow."""
+    """Each activation in every mode of the cases: by default kinds of them in one, which takes turns, and the others
+    are slow."""
     modes: dict[str, list[HeadMode]] = {}
     for name, mode in cases:
         modes.setdefault(name, []).append(mode)
-    usual = [(name, found[n % len(found)]) for n, (name, found) in enumerate(modes.items())]
+    kinds = [(name, modes[name]) for name in KINDS_OF_F if name in modes]
+    usual = [(name, found[n % len(found)]) for n, (name, found) in enumerate(kinds)]
     together = [pytest.param(*case, marks=[pytest.mark.slow] * (case not in usual)) for case in cases]
     return pytest.mark.parametrize(("activation", "mode"), together)
 

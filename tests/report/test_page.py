@@ -373,6 +373,7 @@ def test_only_reports_are_overwritten(tmp_path: Path) -> None:
         write_page(tmp_path, made)
 
 
+@pytest.mark.slow
 def test_figures_and_tables_for_a_paper(tmp_path: Path) -> None:
     block = hostile_result().blocks[0]
     small = replace(block, factorials=(), comparisons=block.comparisons[:1])

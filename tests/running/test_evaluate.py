@@ -206,6 +206,9 @@ def test_images_of_training_are_recognised(done: Outcome, tmp_path: Path, capsys
     assert cli.main(["evaluate", str(done.run_dir), *words]) == 0
 
 
+OF_LESIONS = ("--dataset", "lesions", "dataset.number=8")
+
+
 @pytest.mark.parametrize(("words", "told"), [
     (("--split", "all"), "use --split test, val or train"),
     (("split.seed=3",), "restore split.*"),
@@ -214,8 +217,8 @@ def test_images_of_training_are_recognised(done: Outcome, tmp_path: Path, capsys
     (("--resolution", "half"), "metrics.resolution=half is not one of native, network"),
     (("activation=sigmoid",), "activation belongs to the run"),
     (("dataset.num_classes=3",), "same classes"),
-    (("--dataset", "lesions", "dataset.channels=3"), "has 3 channels, the run's images had 1: set dataset.channels=1"),
-    (("--dataset", "lesions", "dataset.channels=2"), "has 2 channels, the run's images had 1: only images with"),
+    ((*OF_LESIONS, "dataset.channels=3"), "has 3 channels, the run's images had 1: set dataset.channels=1"),
+    ((*OF_LESIONS, "dataset.channels=2"), "has 2 channels, the run's images had 1: only images with"),
     (("--dataset", "folder", "dataset.root=/nowhere"), "/nowhere"),
 ])  # fmt: skip
 def test_refusals(words: tuple[str, ...], told: str, done: Outcome, capsys: Captured) -> None:

@@ -83,6 +83,7 @@ def test_replaced_by_its_own_activation_a_network_trains_alike(native: Path, out
     assert [line.split(b",")[1:] for line in looks[0]] == [line.split(b",")[1:] for line in looks[1]]
 
 
+@pytest.mark.slow
 def test_a_continued_run_is_bit_equal(prelu: Path, tmp_path: Path) -> None:
     """Learned parameters, their group in the optimizer, and the looks come back from the checkpoint."""
     interrupted_run(tmp_path, 2, *PRELU)

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from segexp.records import read_run, text_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of libraries that are not ours
 
-for package in ("mlflow", "tensorboard", "wandb"):
-    pytest.importorskip(package)
+if missing := [name for name in ("mlflow", "tensorboard", "wandb") if find_spec(name) is None]:
+    pytest.skip(f"needs {', '.join(missing)}", allow_module_level=True)  # not imported: that takes seconds
 
 ALL = f"tracking=[{','.join(TRACKERS)}]"
 

@@ -47,29 +47,24 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _composed_once() -> Iterator[None]:
-    """Hydra's store is one for the process: it is filled once for the same entries, and not, a tenth of a second each,
-    in every session. Nor is it copied, as long again, for every configuration; and a choice of groups is composed once,
-    whichever plugins were loaded in between."""
+    """A choice of groups is composed once for the same entries, whichever plugins were loaded in between, and Hydra's
+    store is not copied, a tenth of a second each, for every configuration."""
     from hydra.core.config_store import ConfigStore
 
     from segexp.config import compose
     from segexp.registry import REGISTRIES
 
-    def once(function: Callable[..., Any]) -> Callable[..., Any]:
-        known: dict[Any, Any] = {}
+    composed, known = inspect.unwrap(compose._composed), dict[Any, Any]()
 
-        def cached(*arguments: Any) -> Any:
-            entries = [entry for registry in REGISTRIES for entry in registry.values()]
-            key = (arguments, *map(id, entries))
-            if key not in known:
-                known[key] = function(*arguments), entries  # kept, so that no other entry has their ids
-            return known[key][0]
-
-        return cached
+    def once(overrides: tuple[str, ...]) -> Any:
+        entries = [entry for registry in REGISTRIES for entry in registry.values()]
+        key = (overrides, *map(id, entries))
+        if key not in known:
+            known[key] = composed(overrides), entries  # kept, so that no other entry has their ids
+        return known[key][0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compose, "register_schemas", once(compose.register_schemas))
-        patch.setattr(compose, "_composed", once(inspect.unwrap(compose._composed)))
+        patch.setattr(compose, "_composed", once)
         patch.setattr(ConfigStore, "__deepcopy__", lambda store, memo: store, raising=False)
         yield
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.core.config_store import ConfigStore
 from messages import mentions, one_mentions
 from tiny import TINY, tiny_config, tiny_run, wait_until
 
@@ -126,6 +127,14 @@ def test_a_plugin_is_named_before_or_after_the_command_and_in_the_environment(
     assert {"twice", "thrice"} <= set(hidden_names(capsys, *listing))
     monkeypatch.chdir(first.parent)
     assert "twice" in hidden_names(capsys, "--plugin", "parts.py", "--plugin", "../mine/parts.py", *listing)
+
+
+def test_hydra_forgets_a_plugin_that_is_gone(write: Write) -> None:
+    file = write(parts=TWICE)
+    for given in ([file], [], [file]):
+        plugins.use(given)
+        with hydra_session():
+            assert ("twice.yaml" in ConfigStore.instance().repo["hidden_activation"]) == bool(given)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from segexp.config import (
     LocalOptions,
     choice_config,
     configs_dir,
+    entry_of,
     members_of,
     names_in,
     preset_names,
@@ -81,11 +82,15 @@ def quoted(value: Any) -> str:
 log = logging.getLogger("segexp")
 
 
+_STORED: dict[tuple[str, str], Any] = {}
+"""(group, name) -> the entry that Hydra's store, one for the process, holds: a plugin may come with another."""
+
+
 @cached_names
 def register_schemas() -> None:
     """Store the typed root, the types of groups, and the groups generated from registries where Hydra finds them."""
     store = ConfigStore.instance()
-    for group in ("schema", "dataset", *CODE_GROUPS):
+    for group in ("schema", "dataset"):
         store.repo.pop(group, None)  # of plugins that are gone
     store.store(name="config_schema", node=Config)
     store.store(group="schema", name="backbone", node=BackboneConfig)
@@ -94,9 +99,13 @@ def register_schemas() -> None:
         store.store(group="schema/dataset", name=entry.name, node=entry.config)
         if entry.preset is not None:
             store.store(group="dataset", name=entry.name, node=entry.preset)
-    for group in CODE_GROUPS:
-        for name in names_in(group):
+    entries = {(group, name): entry_of(group, name) for group in CODE_GROUPS for name in names_in(group)}
+    for group, name in _STORED.keys() - entries.keys():
+        del store.repo[group][f"{name}.yaml"], _STORED[group, name]
+    for (group, name), entry in entries.items():
+        if _STORED.get((group, name)) is not entry:
             store.store(group=group, name=name, node=choice_config(group, name))
+            _STORED[group, name] = entry
     store.store(group="hydra/launcher", name="local", node=LocalOptions)
     register_launchers()
     for source in (GuardedFolder, GuardedFolderWithEnv):

@@ -359,7 +359,7 @@ def run(overrides: Overrides = ()) -> dict[str, Any]:
 
     config = _composed(overrides)
     outcome = execute(prepare(config))
-    if outcome.status == "done" and not outcome.skipped and config.trainer.figures:
+    if outcome.status == "done" and config.trainer.figures:
         try_to_draw_figures(outcome.run_dir)
     if outcome.status == "failed":
         raise RuntimeError(f"the run in {outcome.run_dir} failed: {outcome.reason}")

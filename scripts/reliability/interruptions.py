@@ -46,9 +46,6 @@ OTHERS = tuple(name for name in ACTIVITIES if not name.startswith("train"))
 OFTEN = ("train",) * 10 + ("train without last.pt",) * 2 + OTHERS
 """From these a case draws: training has most moments."""
 
-LAZY = ("samples.png", "diagnostics.png")
-"""Figures that `segexp show` draws where they are missing."""
-
 VOLATILE = ("log.txt", "timings.csv", ".compared.json", "traceback.txt", "said.", "plan-")
 """Beginnings of the names of files that hold times, or say what happened."""
 
@@ -130,9 +127,7 @@ def judged(activity: str, how: str, made: Path, own: Path, before: Said) -> Endi
     found = ended(own, said)
     extra, missing = sorted(found.keys() - true.keys()), sorted(true.keys() - found.keys())
     extra = [name for name in extra if not Path(name).name.startswith(VOLATILE) and "/sweeps" not in name]
-    missing = [
-        name for name in missing if not Path(name).name.startswith((*VOLATILE, *LAZY)) and not name.startswith("cache/")
-    ]
+    missing = [name for name in missing if not Path(name).name.startswith(VOLATILE) and not name.startswith("cache/")]
     other = sorted(name for name in found.keys() & true.keys() if found[name] != true[name])
     seen = f"missing: {missing}\nother content: {other}\nleft over: {extra}\nbefore: {before.err[-600:]}"
     if missing or other:

@@ -14,7 +14,7 @@ from typing import Any
 
 from segexp.commands import Parser, hidden_line
 from segexp.errors import DONE, UsageError
-from segexp.records import FIGURES, check_complete, read_run, text_rows
+from segexp.records import check_complete, has_figures, read_run, text_rows
 from segexp.records.formatting import duration, terms_of, text_table
 from segexp.records.plugins import kept_plugins, versions_of
 from segexp.records.runs import STATES, Run, progress_of, run_at, runs_in, shown_state, studies_in
@@ -131,7 +131,7 @@ def lines_of(run: Run, run_dir: Path, width: int, encoding: str) -> list[str]:
 
 
 def _draw_missing(run_dir: Path) -> None:
-    if not all((run_dir / name).exists() for name in FIGURES):
+    if not has_figures(run_dir):
         from segexp.evaluation.pictures import draw_figures
 
         draw_figures(run_dir)

@@ -99,8 +99,10 @@ def command(words: Sequence[str]) -> int:
             config = with_tuned_rate(config)
     if options.dry_run:
         return _dry_run(config)
+    from segexp.records import has_figures
+
     outcome = _run(config)
-    if outcome.status == "done" and not outcome.skipped and config.trainer.figures:
+    if outcome.status == "done" and config.trainer.figures and not has_figures(outcome.run_dir):
         from segexp.evaluation.pictures import try_to_draw_figures
 
         try_to_draw_figures(outcome.run_dir)

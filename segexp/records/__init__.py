@@ -118,7 +118,7 @@ LONGEST = 240
 """Bytes of the longest name of a folder; file systems take 255, and `.old1` may be added."""
 
 FIGURES = ("samples.png", "diagnostics.png")
-"""What `segexp train` draws after a single run, and `segexp show` where they are missing."""
+"""What `segexp train` draws of a single run, and `segexp show`, where they are missing."""
 
 PROGRESS = "progress.json"
 """File of a run that is scoring: done and total images, and seconds. It is removed at the end."""
@@ -278,6 +278,11 @@ def no_nan(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def has_figures(run_dir: Path) -> bool:
+    """Whether a run has both of its figures."""
+    return all((run_dir / name).exists() for name in FIGURES)
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:

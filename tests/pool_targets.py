@@ -29,11 +29,12 @@ def act(payload: Mapping[str, Any], report: Report) -> int:
         case "segfault":
             os.kill(os.getpid(), signal.SIGSEGV)
         case "leave":
-            os._exit(3)
+            os._exit(payload.get("code", 3))
         case "refuse":
             report(reason="no such thing")
             return REFUSED
         case "busy once" if attempts == 1:
+            report(reason="in use")
             return BUSY
         case "save when asked":
             asked: list[int] = []

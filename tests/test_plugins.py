@@ -330,6 +330,7 @@ def test_completion_offers_identifiers_of_what_can_be_parsed(write: Write) -> No
         ("x = (", ["line 1"]),
         ("import math\n\n1 / 0\n", ["line 3", "ZeroDivisionError"]),
         ("raise SystemExit(0)", ["line 1", "SystemExit"]),
+        ("from os import _exit; _exit(0)", ["line 1", "SystemExit"]),
         ("x = 1", ["registers nothing", "segexp.plugin"]),
         (TWICE.replace("twice", "relu"), ["line 2", "hidden_activation=relu"]),
         (TWICE.replace("twice", "swish"), ["line 2", "hidden_activation=swish"]),
@@ -590,7 +591,7 @@ def done(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("end", [
-    "raise SystemExit(0)", "raise GeneratorExit",
+    "raise SystemExit(0)", "raise GeneratorExit", "import os; os._exit(0)",
     *(pytest.param(end, marks=pytest.mark.slow) for end in ("import sys; sys.exit()", "exit()")),
 ])  # fmt: skip
 def test_a_plugin_does_not_end_a_run_as_if_it_were_done(

@@ -25,6 +25,7 @@ SHORT = {
     "store": 7,
     "plugins": 30,
     "decide": 3,
+    "trackers": 8,
 }
 """Class -> cases that take about a minute."""
 

@@ -80,8 +80,20 @@ def escape() -> None:
     setattr(page, "Environment", lambda **given: real(**{**given, "autoescape": False}))  # noqa: B010
 
 
+def decision() -> None:
+    """The record of a decision is taken without its checksums."""
+    from segexp.records import decision as of
+
+    class Equal(list[str]):
+        def __ne__(self, other: object) -> bool:
+            return False
+
+    real = of._checksums
+    of._checksums = lambda entries: Equal(real(entries))
+
+
 GUARDS: dict[str, Callable[[], None]] = {
-    one.__name__: one for one in (checksum, weights_only, atomic_rename, lock, nofollow, escape)
+    one.__name__: one for one in (checksum, weights_only, atomic_rename, lock, nofollow, escape, decision)
 }
 
 

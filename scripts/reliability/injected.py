@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -101,12 +101,12 @@ def _install(calls: _Calls) -> None:
     sys.addaudithook(audit)
 
 
-def _carry_out(words: Sequence[str], fault: Fault, folder: Path, said: str) -> None:
+def _carry_out(words: Sequence[str], fault: Fault, folder: Path, said: str, environment: Mapping[str, str]) -> None:
     """In the new process. What it prints and its calls are files of the folder, whose names begin with ``said``."""
     os.setsid()
     # The server of processes may have been begun by a command whose memory was limited.
     resource.setrlimit(resource.RLIMIT_AS, (resource.getrlimit(resource.RLIMIT_AS)[1],) * 2)
-    os.environ["SEGEXP_CACHE"] = str(folder / "cache")
+    os.environ.update({"SEGEXP_CACHE": str(folder / "cache"), **environment})
     for stream, name in ((1, f"{said}.out"), (2, f"{said}.err")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, encoding="utf-8", closefd=False) for stream in (1, 2))
@@ -128,13 +128,15 @@ def _carry_out(words: Sequence[str], fault: Fault, folder: Path, said: str) -> N
     os._exit(code)
 
 
-def begin(words: Sequence[str], fault: Fault, folder: Path, said: str = "said") -> Any:
+def begin(
+    words: Sequence[str], fault: Fault, folder: Path, said: str = "said", environment: Mapping[str, str] | None = None
+) -> Any:
     """Begin a command under a fault; returns its process."""
     from segexp.sweep.pool import PRELOADED
 
     context = get_context("forkserver")
     context.set_forkserver_preload([*PRELOADED, "segexp.cli", "matplotlib.pyplot", "reliability.warm"])
-    process = context.Process(target=_carry_out, args=(words, fault, folder, said))
+    process = context.Process(target=_carry_out, args=(words, fault, folder, said, environment or {}))
     process.start()
     return process
 
@@ -155,9 +157,11 @@ def end(process: Any, folder: Path, patience_s: float = PATIENCE_S, said: str = 
     return Said(process.exitcode, out, err, fault_seen), calls.splitlines()
 
 
-def injected(words: Sequence[str], fault: Fault, folder: Path) -> tuple[Said, list[str], float]:
+def injected(
+    words: Sequence[str], fault: Fault, folder: Path, environment: Mapping[str, str] | None = None
+) -> tuple[Said, list[str], float]:
     """Run a command under a fault; its exit code is negative where it was killed. Also its calls and its seconds."""
     begun = time.perf_counter()
-    process = begin(words, fault, folder)
+    process = begin(words, fault, folder, environment=environment)
     said, calls = end(process, folder, fault.at if fault.kind == "wall" else PATIENCE_S)
     return said, calls, time.perf_counter() - begun

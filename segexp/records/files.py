@@ -131,12 +131,14 @@ def read_yaml(path: Path, inside: Path | None = None) -> Any:
 _SECRET = r"(?:token|secret|passw(?:or)?d|api[_-]?key|auth(?!or)|credential)"
 
 SECRETS = (
-    (rf"(?is)([\w.-]*{_SECRET}[\w.-]*=)[^\0]+", r"\1***"),  # key=value
-    (rf"(?is)(--?[\w-]*{_SECRET}\0)[^\0]+", r"\1***"),  # --key value
+    (rf"(?is)(?<![\w.-])([\w.-]*{_SECRET}[\w.-]*=)[^\0]+", r"\1***"),  # key=value
+    (rf"(?is)(?<![\w-])(--?[\w-]*{_SECRET}\0)[^\0]+", r"\1***"),  # --key value
     (r"(://)[^/@\s\0]+@", r"\1***@"),
-    (r"(?=[A-Za-z0-9+]*\d)[A-Za-z0-9+]{32,}={0,2}|\b(?:hf|gh[a-z]|sk|glpat|xox[a-z])[_-][A-Za-z0-9_-]{8,}", "***"),
+    (r"(?<![A-Za-z0-9+])(?=[A-Za-z0-9+]*\d)[A-Za-z0-9+]{32,}={,2}", "***"),
+    (r"\b(?:hf|gh[a-z]|sk|glpat|xox[a-z])[_-][A-Za-z0-9_-]{8,}", "***"),
 )
-"""Patterns of passwords and tokens in words that \\0 separates, and what a record shows instead."""
+"""Patterns of passwords and tokens in words that \\0 separates, and what a record shows instead. Each begins where a
+name does, so that a word of megabytes, as a server may answer, takes no longer than its length."""
 
 
 def shown_command(words: Sequence[str]) -> list[str]:

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from segexp.errors import UsageError, first_line, line_in
 from segexp.registry import REGISTRIES, adding_for, nearest
@@ -122,6 +122,21 @@ def no_exit() -> Iterator[None]:
         if not where or "submitit" in innermost.f_code.co_filename:
             raise
         raise UsageError(f"{where}: {type(error).__name__}: a plugin must not end the process") from error
+
+
+_LEAVE = os._exit
+
+
+def _no_leaving(pid: int) -> Any:
+    """`os._exit` for a process in which plugins are loaded: where one of them calls it, `no_exit` sees it."""
+
+    def leave(status: int) -> NoReturn:
+        files = [path for plugin in LOADED.values() for path in plugin.paths]
+        if os.getpid() == pid and sys._getframe(1).f_code.co_filename in files:  # not in a process of its own
+            raise SystemExit(status)
+        _LEAVE(status)
+
+    return leave
 
 
 def entry_name(name: str) -> str:
@@ -317,6 +332,7 @@ def _load(plugin: Plugin) -> None:
     _check_names(plugin)
     _forget(plugin)
     LOADED[plugin.name] = plugin
+    os._exit = _no_leaving(os.getpid())
     try:
         with adding_for(plugin.name):
             _import_untouched(plugin)

@@ -91,7 +91,8 @@ def main(target: Target, payload: Mapping[str, Any], output: Path, gpu: str | No
     try:
         code = target(payload, report)
     except KeyboardInterrupt:
-        code = 0  # the run has recorded it
+        code = 0
+        report(status="interrupted")  # as the run has recorded
     sys.stdout.flush()
     sys.exit(code)
 
@@ -300,14 +301,16 @@ class _Pool:
         active.process.close()
         self.board.active.remove(active)
         task, stopping = active.task, self.board.stopping
+        # A part of the user's own, or a library, may end the process with any exit code: one that ran reports.
+        died = "status" not in facts and (code not in EXIT_CODES or not facts)
         seconds = time.monotonic() - active.began
         ending = Ending(code, "", str(facts.get("reason", "")), active.attempt, seconds)
-        if code == BUSY and not stopping:
+        if code == BUSY and not died and not stopping:
             self.queue.append((task, active.attempt, time.monotonic() + BUSY_SECONDS))
         elif "status" not in facts and active.timed_out:
             crash = f"stopped after {seconds / 60:.1f} min, its hydra.launcher.timeout_minutes"
             self.board.endings[task.name] = replace(ending, crash=crash)
-        elif "status" not in facts and code not in EXIT_CODES and not (stopping and code < 0):
+        elif died and not (stopping and (code < 0 or code in EXIT_CODES)):
             self.after_death(task, replace(ending, crash=_how_it_died(code, task.output)))
         else:
             self.board.endings[task.name] = ending

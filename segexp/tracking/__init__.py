@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from os import SEEK_END
 from pathlib import Path
 from subprocess import PIPE, Popen, TimeoutExpired
 
@@ -35,21 +36,27 @@ def track(run_dir: Path, names: Sequence[str]) -> Callable[[], list[str]]:
 
     def follow(name: str) -> None:
         words = [sys.executable, "-c", CODE, str(Path(__file__).parents[2]), str(run_dir.absolute()), name]
+        words += [str(LIMIT_SECONDS)]
         try:
             with entered(run_dir, FOLDER, make=True) as folder, folder.open(f"{name}.log", "w+b") as log:
+                folder.refuse_odd(name)  # the folder of a tool, which would follow a link
                 process = Popen(words, stdin=PIPE, stdout=log, stderr=log, start_new_session=True)
                 while process.poll() is None:
                     if over.wait(0.5):
                         break
+                early, hangs = not over.is_set(), False
                 try:
                     process.communicate(timeout=LIMIT_SECONDS)  # closes stdin
                 except TimeoutExpired:
+                    hangs = True
                     process.kill()
                     process.communicate()
-                log.seek(0)
+                log.seek(-min(log.seek(0, SEEK_END), 10_000), SEEK_END)
                 printed = log.read().decode(errors="replace").splitlines()[-1:]
-            why = f"no answer in {LIMIT_SECONDS:g} s" if process.returncode < 0 else f"exit code {process.returncode}"
-            reason = ": ".join([why, *printed]) if process.returncode else ""
+            code = process.returncode
+            how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
+            why = f"no answer in {LIMIT_SECONDS:g} s" if hangs else how if code or early else ""
+            reason = ": ".join([why, *printed]) if why else ""
         except (OSError, UsageError) as error:
             reason = str(error)
         if reason:

@@ -128,11 +128,21 @@ def main() -> None:
     """Entry of the process. The last line that it prints says what failed."""
     tools = {tool.__name__: tool for tool in (csv, tensorboard, mlflow, wandb)}
     (until_end := threading.Thread(target=sys.stdin.buffer.read, daemon=True)).start()
+
+    def outlive() -> None:
+        """Leave, if the run's process was killed and cannot stop one that waits for a server."""
+        until_end.join()
+        time.sleep(float(sys.argv[3]) + 5)
+        os._exit(1)
+
+    threading.Thread(target=outlive, daemon=True).start()
     try:
         follow(Path(sys.argv[1]), tools[sys.argv[2]], until_end)
     except BaseException as error:
-        lines = [traceback.format_exc(), f"{type(error).__name__}: {first_line(error)}"]
-        print(*shown_command(lines), sep="\n", file=sys.stderr, flush=True)
+        whole = [traceback.format_exc(), f"{type(error).__name__}: {first_line(error)}"]
+        lines = [re.sub(r"\S{9999,}", "...", text) for text in whole]  # a server may have answered with megabytes
+        with suppress(OSError):  # the disk may be full
+            print(*shown_command(lines), sep="\n", file=sys.stderr, flush=True)
         os._exit(1)  # without what the tool would wait for
 
 

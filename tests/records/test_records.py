@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -11,6 +12,7 @@ from segexp.errors import UsageError
 from segexp.records import (
     COLUMNS,
     check_complete,
+    check_network,
     open_atomic,
     read_run,
     read_table,
@@ -48,6 +50,31 @@ def test_floats_keep_their_digits_and_nan_is_an_empty_cell(tmp_path: Path) -> No
     frame = read_table(tmp_path / "summary.csv", "summary")
     assert frame["fold"].isna().all()
     assert str(frame["fold"].dtype) == "Int64"
+
+
+USABLE = {
+    **dict.fromkeys(("run_id", "config_id", "identity", "dataset_sha", "split_sha"), "x"),
+    **{"versions": {"segexp": "1"}, "summary": {"dice": 0.5}, "normalisation": {"mean": [0, 0.5], "std": [1, 0.25]}},
+}
+
+
+NO_NORMALISATION: list[Any] = [
+    *(None, [0.5], {}, {"mean": [0.5]}, {"mean": [0.5], "std": []}, {"mean": [], "std": []}, {"mean": 0, "std": 1}),
+    *({"mean": [0.5], "std": [True]}, {"mean": ["x"], "std": [1]}, {"mean": [0.5], "std": [1, 1]}),
+]
+
+
+@pytest.mark.parametrize(("changes", "lacks"), [
+    *(({key: ""}, key) for key in ("run_id", "config_id", "identity", "dataset_sha", "split_sha")),
+    ({"versions": None}, "versions"), ({"summary": {}}, "summary"), ({"summary": {}, "run_id": ""}, "run_id, summary"),
+    *(({"normalisation": of}, "normalisation") for of in NO_NORMALISATION),
+])  # fmt: skip
+def test_a_record_without_what_its_network_needs_is_refused(
+    changes: dict[str, Any], lacks: str, tmp_path: Path
+) -> None:
+    check_network(tmp_path, USABLE)
+    with pytest.raises(UsageError, match=rf"run\.json lacks {lacks}"):
+        check_network(tmp_path, USABLE | changes)
 
 
 def test_unknown_or_missing_columns_are_errors(tmp_path: Path) -> None:

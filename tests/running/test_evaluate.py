@@ -15,9 +15,11 @@ from tiny import counts_on_test, tables, tiny_config, tiny_run, write_pairs
 
 import segexp
 from segexp import cli
+from segexp.errors import UsageError
 from segexp.records import read_table
 from segexp.records.process import ownership
 from segexp.running import Outcome, prepare
+from segexp.running.evaluate import threshold_of
 
 Captured = pytest.CaptureFixture[str]
 
@@ -241,6 +243,14 @@ def test_two_at_once_do_not_write_one_folder(done: Outcome, capsys: Captured) ->
     (folder / "lock").touch()
     evaluated(done.run_dir, "train-0.5", "--split", "train")
     assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("summary", [{}, {"threshold_tuned": None}])
+def test_a_run_without_a_tuned_threshold_has_none(summary: dict[str, Any], tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    assert threshold_of("tuned", config, {"summary": {"threshold_tuned": 0.25}}) == ("tuned", 0.25)
+    with pytest.raises(UsageError, match=r"--threshold tuned.*0\.5"):
+        threshold_of("tuned", config, {"summary": summary})
 
 
 def test_softmax_has_no_threshold(tmp_path: Path, capsys: Captured) -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,14 @@ def test_a_death_is_tried_again_and_a_refusal_is_not(tmp_path: Path) -> None:
     assert (board.endings["a"].crash, board.endings["a"].attempts) == ("", 2)
     assert "SIGKILL" in board.endings["b"].crash
     assert board.endings["b"].attempts == 3
+
+
+@pytest.mark.parametrize("code", [0, 2, 70, 75])
+def test_one_that_leaves_without_a_report_has_died_whatever_its_exit_code(code: int, tmp_path: Path) -> None:
+    leaves = task(tmp_path, "a", "leave")
+    board = run([replace(leaves, payload={**leaves.payload, "code": code}), task(tmp_path, "b")], retries=1)
+    assert f"exit code {code}" in board.endings["a"].crash
+    assert (len(begun(tmp_path, "a")), board.endings["b"].code) == (2, 0)
 
 
 def test_slots_hold_their_number_and_their_gpu(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import tables, tiny_config, tiny_run
+from tiny import tables, tiny_config, tiny_run, wait_until
 from tracked import in_csv
 
 import segexp.tracking
@@ -110,6 +113,7 @@ def test_a_tracker_that_cannot_start_is_a_warning(tmp_path: Path):
 @pytest.mark.parametrize(("code", "reason"), [
     ("import sys; sys.exit('ValueError: first')", "exit code 1: ValueError: first"),
     ("import time; print('waiting', flush=True); time.sleep(600)", "no answer in 0.5 s: waiting"),
+    ("import os; print('half', flush=True); os.kill(os.getpid(), 9)", "ended by signal 9: half"),
 ])  # fmt: skip
 def test_one_that_fails_or_hangs_is_stopped_and_named(
     code: str, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -120,6 +124,34 @@ def test_one_that_fails_or_hangs_is_stopped_and_named(
     (failure,) = track(tmp_path, ["csv"])()
     assert failure.endswith(reason)
     assert time.monotonic() - begun < 600 / 10, "it did not wait for the end of the sleep"
+
+
+def test_one_that_ends_before_the_run_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(segexp.tracking, "CODE", "import os; os._exit(0)")
+    finish = track(tmp_path, ["csv"])
+    wait_until(lambda: not any(t.name.endswith("(follow)") for t in threading.enumerate()))
+    (failure,) = finish()
+    assert failure.endswith("exit code 0")
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_the_folder_of_a_tool_is_no_link(name: str, without: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(segexp.tracking, "CODE", "raise SystemExit('begun')")
+    (tmp_path / "run" / "tracking").mkdir(parents=True)
+    (tmp_path / "run" / "tracking" / name).symlink_to(tmp_path)
+    (failure,) = track(tmp_path / "run", [name])()
+    assert "symbolic link" in failure
+
+
+def test_a_tracker_that_waits_leaves_after_a_run_that_was_killed(without: Path, tmp_path: Path):
+    """Its tool waits for a server; nothing else of the run is left that could stop it."""
+    (tmp_path / "mlflow.py").write_text("import time; time.sleep(600)")
+    words = [sys.executable, "-c", segexp.tracking.CODE, str(tmp_path), str(without), "mlflow", "0.1"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(Path(segexp.__file__).parents[1])))}
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, env=env | {"MLFLOW_TRACKING_URI": "x"})
+    assert process.stdin
+    process.stdin.close()
+    assert process.wait(120) == 1
 
 
 def test_no_file_of_the_current_folder_is_run(without: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -19,7 +19,7 @@ from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.errors import UsageError
 from segexp.losses import LOSSES
 from segexp.models.build import init_sha
-from segexp.records import read_table
+from segexp.records import read_run, read_table
 from segexp.running import Outcome, prepare
 
 PUBLIC = (
@@ -271,7 +271,7 @@ def test_loaded_network_pads_as_the_run_did(tmp_path: Path) -> None:
 
 def test_only_a_finished_run_is_loaded(done: Outcome, tmp_path: Path) -> None:
     run_dir = Path(shutil.copytree(done.run_dir, tmp_path / "copy"))
-    record = json.loads((run_dir / "run.json").read_text())
+    record = read_run(run_dir)
     (run_dir / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
     with pytest.raises(UsageError, match=r"interrupted: .*done"):
         segexp.load(run_dir)

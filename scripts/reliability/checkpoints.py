@@ -12,6 +12,7 @@ from typing import Any
 
 from reliability import Ending, ended, fault_class, runs_of, said_by, study
 from reliability.damage import DAMAGE
+from segexp.records import read_run, write_run
 
 PAYLOAD = "open('executed', 'w').close()"
 
@@ -125,8 +126,7 @@ def checkpoints(draw: random.Random, prepared: Path, own: Path) -> Ending:
         runs = runs_of(folder / "outputs")
         victim = runs[chosen] / "checkpoints" / "best.pt"
         if command[0] == "train":  # as if killed before it was done: only last.pt is there
-            record = (runs[chosen] / "run.json").read_text(encoding="utf-8").replace('"done"', '"interrupted"', 1)
-            (runs[chosen] / "run.json").write_text(record, encoding="utf-8")
+            write_run(runs[chosen], read_run(runs[chosen]) | {"status": "interrupted"})
             victim = victim.rename(victim.with_name("last.pt"))
         if copy == "damaged":
             others = (runs[other] / "checkpoints" / "best.pt").read_bytes()

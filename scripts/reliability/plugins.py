@@ -14,6 +14,7 @@ from pathlib import Path
 from reliability import STUDY, Ending, ended, fault_class, said_by
 from reliability.damage import DAMAGE
 from reliability.store import TRAINS_S
+from segexp.records import read_run, write_run
 
 PLUGIN = """\
 import helper
@@ -102,8 +103,7 @@ def _changed(draw: random.Random, own: Path) -> Ending:
             ["predict", str(run), str(own / "x.png"), "-o", str(own / "masks")], _train(own))  # fmt: skip
     words, plugin = draw.choice(uses), draw.choice((own / "mine.py", run / "plugins" / "mine" / "mine.py"))
     if words[0] in ("resume", "train"):
-        record = (run / "run.json").read_text(encoding="utf-8").replace('"done"', '"interrupted"', 1)
-        (run / "run.json").write_text(record, encoding="utf-8")
+        write_run(run, read_run(run) | {"status": "interrupted"})
     if words[1] == "--from":
         words += [f"outputs={own / 'outputs'}"]
     true, before = _tables(run), (run / "run.json").read_bytes()

@@ -285,8 +285,19 @@ def has_figures(run_dir: Path) -> bool:
     return all((run_dir / name).exists() for name in FIGURES)
 
 
+def write_run(run_dir: Path, record: Mapping[str, Any]) -> None:
+    """Write run.json with a checksum of its content, by which `read_run` notices that it was damaged or edited."""
+    content = no_nan(record)
+    write_json(run_dir / "run.json", {**content, "record_sha256": _sha256(content)})
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 def read_run(run_dir: Path) -> dict[str, Any]:
-    """The content of run.json. Raises UsageError when the folder is not a run directory or the file is damaged."""
+    """The content of run.json without its checksum, which earlier versions did not write. Raises UsageError when the
+    folder is not a run directory or the file is damaged."""
     path = run_dir / "run.json"
     try:
         content = read_json(path, run_dir)
@@ -294,6 +305,8 @@ def read_run(run_dir: Path) -> dict[str, Any]:
         if isinstance(error.__cause__, FileNotFoundError):
             raise UsageError(f"{run_dir} is not a run directory: it holds no run.json") from None
         raise UsageError(f"{error}; {RESTORE}") from error
+    if isinstance(content, dict) and content.pop("record_sha256", None) not in (None, _sha256(content)):
+        raise UsageError(f"{path} was changed after the run wrote it (its SHA-256 is another): {RESTORE}")
     wrong = _wrong_in(content)
     if wrong:
         raise UsageError(f"{path} does not hold a run's record: {wrong}; {RESTORE}")

@@ -36,7 +36,7 @@ from segexp.data.split import Split, limited, shared_groups, slices_in, split_sh
 from segexp.data.store import checked
 from segexp.errors import UsageError
 from segexp.models.architectures import weights_sha
-from segexp.records import NUMERICS, check_complete, check_numerics, read_run, run_name, write_json
+from segexp.records import NUMERICS, check_complete, check_numerics, read_run, run_name, write_run
 from segexp.records.formatting import pluralize
 from segexp.records.process import OwnedError, can_fork, ownership, usable_cores
 from segexp.records.runs import FINAL
@@ -416,7 +416,7 @@ def record_death(run_dir: Path, reason: str, states: Sequence[str] = ("running",
         with ownership(run_dir):
             record = read_run(run_dir)
             if record.get("status") in states:
-                write_json(run_dir / "run.json", record | {"status": status, "error": reason, "finished": now()})
+                write_run(run_dir, record | {"status": status, "error": reason, "finished": now()})
     except (FileNotFoundError, UsageError, OwnedError):
         return
 

@@ -25,7 +25,7 @@ from segexp.data.check import is_stored
 from segexp.data.description import data_lines
 from segexp.errors import BusyError, DataChangedError, DivergedError, UsageError, first_line
 from segexp.models.build import Built, build_warnings, init_sha, parameter_count
-from segexp.records import NUMERICS, PROGRESS, SCHEMA_VERSION, flatten, read_run, write_atomic, write_json, write_table
+from segexp.records import NUMERICS, PROGRESS, SCHEMA_VERSION, flatten, read_run, write_atomic, write_run, write_table
 from segexp.records.files import shown_command
 from segexp.records.owned import HAS_DIR_FD, Ownership, discard, open_atomic, open_file
 from segexp.records.plugins import PLUGINS, plugin_lines, plugins_record
@@ -158,11 +158,11 @@ def _recorded(
         discard(run_dir / PROGRESS)
         record["finished"] = now()
         record["seconds"] = round(record["seconds"] + time.perf_counter() - begun, 3)
-        write_json(run_dir / "run.json", record)
+        write_run(run_dir, record)
         log.info("%s", ": ".join(filter(None, (record["status"], record["error"]))))
         if failures := finish_tracking():
             record["warnings"] += failures
-            write_json(run_dir / "run.json", record)
+            write_run(run_dir, record)
     _remove_last(spec, record["status"], record.get("summary", {}))
     return outcome_of(run_dir, record)
 
@@ -177,7 +177,7 @@ def _write_beginning(spec: RunSpec, initial: InitialNetwork, record: dict[str, A
     for plugin in (LOADED[name] for name in spec.plugins):
         for name, content in plugin.files.items():
             write_atomic(run_dir / PLUGINS / plugin.name / name, content)
-    write_json(run_dir / "run.json", record)
+    write_run(run_dir, record)
     discard(run_dir / "traceback.txt")
     log.info("run %s on %s: %s", spec.run_id, initial.device, run_dir)
     for line in data_lines(spec.data):
@@ -217,7 +217,7 @@ def _train_and_score(spec: RunSpec, initial: InitialNetwork, record: dict[str, A
     task = make_task(scorer, initial.built.sites)
     record["order_sha"] = order_sha(spec)
     record["device"]["resident_bytes"] = task.resident_bytes
-    write_json(run_dir / "run.json", record)
+    write_run(run_dir, record)
 
     extra = {"identity": spec.identity, "normalisation": normalisation}
     with Checkpoints(run_dir / "checkpoints", extra, spec.config.trainer.keep_last) as checkpoints:

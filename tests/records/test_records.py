@@ -19,6 +19,7 @@ from segexp.records import (
     run_name,
     write_atomic,
     write_json,
+    write_run,
     write_table,
 )
 
@@ -50,6 +51,22 @@ def test_floats_keep_their_digits_and_nan_is_an_empty_cell(tmp_path: Path) -> No
     frame = read_table(tmp_path / "summary.csv", "summary")
     assert frame["fold"].isna().all()
     assert str(frame["fold"].dtype) == "Int64"
+
+
+@pytest.mark.parametrize(("true", "flipped"), [
+    ('"dice": 0.5', '"dice": 0.4'), ('"seed": 1', '"seed": 3'), ('"identity": "ab"', '"identity": "aj"'),
+    ("dice", "dise"),
+])  # fmt: skip
+def test_a_flipped_bit_of_a_record_is_noticed(true: str, flipped: str, tmp_path: Path) -> None:
+    record = {"identity": "ab", "config": {"seed": 1}, "summary": {"dice": 0.5, "hd95": math.nan}, "warnings": ["å"]}
+    write_run(tmp_path, record)
+    assert read_run(tmp_path) == record | {"summary": {"dice": 0.5, "hd95": None}}
+    text = (tmp_path / "run.json").read_text()
+    (tmp_path / "run.json").write_text(text.replace(true, flipped))
+    with pytest.raises(UsageError, match=r"run\.json was changed.*SHA-256"):
+        read_run(tmp_path)
+    write_json(tmp_path / "run.json", record)  # as earlier versions wrote it
+    assert read_run(tmp_path)["summary"]["dice"] == 0.5
 
 
 USABLE = {

@@ -14,6 +14,7 @@ from tiny import TINY, interrupted_run, tables, tiny_run
 import segexp
 from segexp import cli
 from segexp.errors import UsageError
+from segexp.records import read_run
 from segexp.training.checkpoint import load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
@@ -191,7 +192,7 @@ def test_a_restart_cures_a_finished_run(copied: Path, done: Path) -> None:
 def test_where_no_epoch_was_the_best_the_last_is_used_and_reported(
     copied: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    record = json.loads((copied / "run.json").read_text())
+    record = read_run(copied)
     record["summary"]["best_epoch"] = 0
     (copied / "run.json").write_text(json.dumps(record))
     (copied / "checkpoints" / "best.pt").unlink()

@@ -16,7 +16,7 @@ from tiny import counts_on_test, tables, tiny_config, tiny_run, write_pairs
 import segexp
 from segexp import cli
 from segexp.errors import UsageError
-from segexp.records import read_table
+from segexp.records import read_run, read_table
 from segexp.records.process import ownership
 from segexp.running import Outcome, prepare
 from segexp.running.evaluate import threshold_of
@@ -263,7 +263,7 @@ def test_not_a_run_or_not_done(tmp_path: Path, capsys: Captured, done: Outcome) 
     assert "not a run directory" in refused(capsys, tmp_path)
     copy = tmp_path / "copy"
     shutil.copytree(done.run_dir, copy)
-    record = json.loads((copy / "run.json").read_text())
+    record = read_run(copy)
     (copy / "run.json").write_text(json.dumps(record | {"status": "diverged"}))
     assert mentions(refused(capsys, copy), copy, "diverged", "only", "done")
 

@@ -172,7 +172,7 @@ def test_a_damaged_record_names_its_cure_and_can_be_restarted(copied: Path, tmp_
 
 
 def test_a_record_without_versions_and_device_is_read(copied: Path, tmp_path: Path) -> None:
-    record = json.loads((copied / "run.json").read_text())
+    record = read_run(copied)
     (copied / "run.json").write_text(json.dumps(record | {"versions": None, "device": None}))
     (copied / "checkpoints" / "last.pt").write_bytes(b"")
     assert tiny_run(tmp_path, *AS_FINISHED).skipped
@@ -182,7 +182,7 @@ def test_a_record_without_versions_and_device_is_read(copied: Path, tmp_path: Pa
 def test_a_run_of_other_numerics_can_be_restarted(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = json.loads((copied / "run.json").read_text())
+    record = read_run(copied)
     (copied / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
     for module in ("records", "config.canonical", "running", "running.execute"):
         monkeypatch.setattr(f"segexp.{module}.NUMERICS", NUMERICS + 1)

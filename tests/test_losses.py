@@ -787,7 +787,9 @@ def test_extreme_logits_under_autocast(activation: str, loss: str, mode: HeadMod
         check_extreme_logits(activation, loss, mode, half)
 
 
-@pytest.mark.parametrize("name", OUTPUT_ACTIVATIONS)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[pytest.mark.slow] * (name not in KINDS_OF_F)) for name in OUTPUT_ACTIVATIONS
+])  # fmt: skip
 def test_gradients_that_no_scale_brings_into_fp16_are_declared(name: str) -> None:
     """A gradient scaler starts at 2^16 and halves its scale down to 1: what is infinite at 1 stays so."""
     bits = torch.arange(0, 2**15, 61, dtype=torch.int16)

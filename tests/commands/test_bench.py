@@ -24,14 +24,15 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_saved_bytes_count_each_piece_of_memory_once_and_no_parameter() -> None:
-    """relu keeps its output, gelu its input; x * x keeps one tensor twice, rrelu its input and its slopes."""
+    """relu keeps its output, gelu its input, lisht its slope, swish_beta two slopes; x * x keeps one tensor twice, rrelu
+    its input and its slopes."""
 
     class Square(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x * x
 
     x = torch.randn(2, 3, 8, 8, requires_grad=True)
-    saved = {"identity": 0, "relu": 4, "gelu": 4, "prelu": 4, "rrelu": 8, "lisht": 8}
+    saved = {"identity": 0, "relu": 4, "gelu": 4, "prelu": 4, "rrelu": 8, "lisht": 4, "swish_beta": 8}
     for name, expected in saved.items():
         assert saved_bytes(make_hidden(name, {}).train(), x) == expected, name
     assert saved_bytes(Square(), x) == 4

@@ -24,8 +24,8 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_saved_bytes_count_each_piece_of_memory_once_and_no_parameter() -> None:
-    """relu keeps its output, gelu its input, lisht its slope, swish_beta two slopes; x * x keeps one tensor twice, rrelu
-    its input and its slopes."""
+    """relu keeps its output, gelu its input, lisht its slope, swish_beta two; x * x keeps one tensor twice, rrelu its
+    input and its slopes."""
 
     class Square(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

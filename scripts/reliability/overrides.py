@@ -6,6 +6,8 @@ import re
 import shutil
 from pathlib import Path
 
+import yaml
+
 from reliability import Ending, ended, fault_class, runs_of, said_by, study
 from reliability.store import TRAINS_S
 
@@ -150,6 +152,8 @@ def _legal(draw: random.Random) -> list[str]:
 
 def _tried(draw: random.Random, own: Path) -> Ending:
     """Words that are understood: a dry run, or a run of one epoch."""
+    from segexp.config import canonical
+
     words = [word for _ in range(draw.choice((1, 1, 2, 4))) for word in _legal(draw)]
     outputs, what = f"outputs={own / 'outputs'}", " ".join(words)[:600]
     chosen = any(word.startswith("model=") for word in words)  # which may have no such options
@@ -161,11 +165,38 @@ def _tried(draw: random.Random, own: Path) -> Ending:
         keys = () if form[0] == "data" else small
         words = [word for word in words if form[0] != "data" or word.startswith(("dataset.", "split."))]
         return ended(said_by([*form, *keys, *words, outputs]), f"{' '.join(form)}: {what}")
+    canonical._note.cache_clear()  # which says a thing once in a process
     # What would take hours is overridden.
-    ending = ended(said_by(["train", *words, *small, outputs], seconds=TRAINS_S), f"train: {what}")
+    said = said_by(["train", *words, *small, outputs], seconds=TRAINS_S)
+    ending = ended(said, f"train: {what}")
     if ending.how == "refused" and (found := [*own.rglob("traceback.txt")]):
         return Ending("traceback", ending.what, found[0].read_text(encoding="utf-8")[-800:])
+    recorded = [*own.rglob("config.yaml")]
+    unheard = _unheard([*words, *small], recorded[0], said.out + said.err) if ending.how == "same" and recorded else []
+    if unheard:
+        return Ending("lie", ending.what, f"the run has other values: {unheard}")
     return ending
+
+
+def _unheard(words: list[str], recorded: Path, seen: str) -> list[str]:
+    """Words that a run took, that its config.yaml does not have, and of which nothing was said."""
+    from segexp.config.compose import parse_overrides
+
+    given = {str(o.key_or_group): o.value() for o in parse_overrides(words)}
+    unheard, tree = [], yaml.safe_load(recorded.read_text(encoding="utf-8"))
+    for key, value in given.items():
+        found = functools.reduce(lambda part, name: (part or {}).get(name), key.split("."), tree)
+        group = isinstance(found, dict) or not {key.split(".")[0]} & tree.keys()
+        # native: a slope of 1 may be that of the activation itself
+        same = value in ("auto", found) or found == "native" or _plain(value) == _plain(found)
+        if not group and not same and f"{key}=" not in seen:
+            unheard.append(f"{key} is {found!r}, not {value!r}")
+    return unheard
+
+
+def _plain(value: object) -> str:
+    """A value as text, however its numbers are written."""
+    return re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", lambda number: repr(float(number[0])), str(value).replace("'", ""))
 
 
 @fault_class("settings and options of any kind, on every command that takes them", 5000, study)

@@ -280,6 +280,12 @@ def _note(message: str) -> None:
     log.info(message)
 
 
+def _unused(key: str, given: Any, recorded: Any, why: str) -> None:
+    """Say that a setting has no effect, and so is written in one way."""
+    if given != recorded:
+        _note(f"{key}={str(given).lower()} has no effect {why}: it is recorded as {str(recorded).lower()}")
+
+
 def _canonical_hidden(config: Config) -> Config:
     """``native`` replaces nothing: scope and gain, without effect, are written in one way. Raises UsageError if
     pretrained weights would be used with another activation than they were trained with."""
@@ -287,6 +293,8 @@ def _canonical_hidden(config: Config) -> Config:
     hidden, init, backbone = dataclasses.replace(config.hidden_activation, name=name), config.init, config.backbone
     scope = params(hidden)["scope"]
     if name == "native":
+        for key, given, usual in (("hidden_activation.scope", scope, "both"), ("init.gain", init.gain, "auto")):
+            _unused(key, given, usual, "with hidden_activation=native")
         hidden = dataclasses.replace(hidden, scope="both")  # type: ignore[call-arg]
         init = dataclasses.replace(init, gain="auto")
     mismatched = name != "native" and scope != "decoder" and backbone.weights is not None
@@ -296,6 +304,8 @@ def _canonical_hidden(config: Config) -> Config:
             f"hidden_activation={name}: use hidden_activation.scope=decoder, backbone.weights=null, or "
             "backbone.allow_mismatched_weights=true to use them anyway (recorded with the run)"
         )
+    allowed = backbone.allow_mismatched_weights
+    _unused("backbone.allow_mismatched_weights", allowed, mismatched, "without mismatched weights")
     backbone = dataclasses.replace(backbone, allow_mismatched_weights=mismatched)
     return dataclasses.replace(config, hidden_activation=hidden, init=init, backbone=backbone)
 
@@ -488,7 +498,10 @@ def _canonical_head_options(config: Config) -> Choice:
     elif slope not in ("matched", "learned"):
         slope = repr(factor)
     defaults = {option.name: option.default for option in HEAD_OPTIONS}
-    cap = defaults["prior_bias_cap"] if prior == "none" else params(choice)["prior_bias_cap"]
+    cap = params(choice)["prior_bias_cap"]
+    if prior == "none":
+        _unused("activation.prior_bias_cap", cap, defaults["prior_bias_cap"], "with activation.prior_bias=none")
+        cap = defaults["prior_bias_cap"]
     return dataclasses.replace(choice, slope=slope, prior_bias=prior, prior_bias_cap=cap)  # type: ignore[call-arg]
 
 

@@ -485,3 +485,17 @@ def test_a_cap_without_a_prior_is_no_other_run_and_a_prior_has_a_limit(default: 
     assert "0.5" in refusal(with_choice(three, "activation", "arctan", prior_bias="0.5"))
     resolve(with_choice(three, "activation", "arctan", prior_bias="0.49"))
     resolve(with_choice(with_value(three, "head.mode", "independent"), "activation", "arctan", prior_bias="0.5"))
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("activation.prior_bias_cap", 16.0), ("hidden_activation.scope", "decoder"), ("init.gain", "relu"),
+    ("backbone.allow_mismatched_weights", True),
+])  # fmt: skip
+def test_a_setting_without_effect_is_said_to_have_none(
+    key: str, value: Any, default: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    module._note.cache_clear()
+    with caplog.at_level("INFO", "segexp"):
+        recorded = flatten(resolve(with_value(default, key, value)))
+    assert recorded == flatten(resolve(default))
+    assert mentions(caplog.text, key, "no effect", str(recorded[key]).lower())

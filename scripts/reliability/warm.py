@@ -1,6 +1,5 @@
 """What the server of processes does once, for all of them: imported there, see `reliability.injected.begin`."""
 
-from segexp.config.compose import hydra_session
+from segexp.config.compose import register_schemas
 
-with hydra_session():
-    pass
+register_schemas()

@@ -315,6 +315,7 @@ def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
         sites=sites_of(sites),
         run_id=spec.run_id,
         resident_bytes=resident_bytes,
+        capturable=not spec.plugins,
     )
 
 

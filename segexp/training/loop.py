@@ -14,7 +14,6 @@ import math
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -40,6 +39,7 @@ from segexp.records.formatting import duration
 from segexp.records.process import heed_interrupts
 from segexp.training.checkpoint import BEST, Checkpoints, copied, load_checkpoint, save_checkpoint
 from segexp.training.diagnostics import EVERY, ActivationProbe, Site, diagnostics_rows
+from segexp.training.on_gpu import CAPTURED_ON, COMPILED_ON, Captured, Compiled, Measure, Passes
 
 log = logging.getLogger("segexp")
 
@@ -47,13 +47,7 @@ READ_EVERY = 20  # steps between two reads of what the device has counted
 
 TABLES_EVERY_S = 2.0  # the tables of a run in progress are rewritten after an epoch if they are older
 
-COMPILED_ON = ("cuda",)  # kinds of devices on which head and loss are compiled
-
 NAN = float("nan")
-
-Measure = Callable[[torch.Tensor, torch.Tensor, Maps], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-"""(logits_NKHW, masks_NHW, maps that the loss needs) -> loss, counts_NF3 of `mask_counts`, share of logits that are not
-finite: all on the device."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,7 @@ class Task:
     batches(epoch, batch_indices) yields training batches; validate() scores the validation split with the present
     weights, and returns its predictions unless they are too large to keep. sites: the call sites of hidden
     activations, for the diagnostics. resident_bytes: of training images that stay in the memory of the device that
-    prepares batches.
+    prepares batches. capturable: no code of the user's own takes part in a step.
     """
 
     network: torch.nn.Module
@@ -76,6 +70,7 @@ class Task:
     sites: Sequence[Site]
     run_id: str
     resident_bytes: int = 0
+    capturable: bool = True
 
     @functools.cached_property
     def measure(self) -> Measure:
@@ -104,62 +99,18 @@ class Task:
         return False if self.device.type in COMPILED_ON else None
 
 
-class Compiled:
-    """A measure by torch.compile for each shape of its input; as it is where that fails, or gives another gradient for
-    its first batch, which the log says.
-
-    learned: parameters whose gradients are compared besides that of the logits.
-    """
-
-    def __init__(self, measure: Measure, learned: Sequence[torch.nn.Parameter]) -> None:
-        torch.compiler.reset()  # a process compiles few variants of one function, and may have trained other runs
-        self.compiled: Measure = torch.compile(measure, dynamic=False)
-        self.measure, self.learned = measure, learned
-        self.chosen: dict[torch.Size, Measure] = {}
-
-    @property
-    def everywhere(self) -> bool | None:
-        """Whether it is compiled for all shapes so far; None before the first."""
-        return self.measure not in self.chosen.values() if self.chosen else None
-
-    def __call__(
-        self, logits_NKHW: torch.Tensor, masks_NHW: torch.Tensor, maps: Maps
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if logits_NKHW.shape not in self.chosen:
-            failed = self.everywhere is False  # and has been reported
-            self.chosen[logits_NKHW.shape] = self.measure if failed else self._choose(logits_NKHW, masks_NHW, maps)
-        return self.chosen[logits_NKHW.shape](logits_NKHW, masks_NHW, maps)
-
-    def _choose(self, logits_NKHW: torch.Tensor, masks_NHW: torch.Tensor, maps: Maps) -> Measure:
-        def gradients_of(function: Measure) -> list[torch.Tensor]:
-            loss, inputs = function(logits_NKHW, masks_NHW, maps)[0], [logits_NKHW, *self.learned]
-            found = torch.autograd.grad(loss, inputs, allow_unused=True)
-            return [torch.zeros(()) if gradient is None else gradient.float() for gradient in found]
-
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the compiler, about itself
-                found = gradients_of(self.compiled)
-        except Exception as error:  # of any kind: without a C compiler, by a function of the user's own ...
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        else:
-            plain = gradients_of(self.measure)
-            if not all(gradient.isfinite().all() for gradient in plain) or all(
-                (mine - true).norm() <= 0.01 * true.norm() for mine, true in zip(found, plain, strict=True)
-            ):
-                return self.compiled
-            reason = "compiled they give another gradient"
-        log.warning("head and loss are not compiled, which costs some percent of speed: %s", reason)
-        return self.measure
-
-
 @dataclass
 class TrainingState:
-    """All that changes while training, besides the network; a checkpoint holds all but the predictions."""
+    """All that changes while training, besides the network; a checkpoint holds all but passes and predictions.
+
+    passes: forward and backward pass of a step. replayed: the same, on a GPU captured as a CUDA graph.
+    """
 
     optimizer: torch.optim.Optimizer
     scheduler: Any
     scaler: torch.amp.GradScaler
+    passes: Passes
+    replayed: Passes
     epoch: int = 0
     step: int = 0
     best_epoch: int = 0
@@ -245,7 +196,8 @@ class StepMeasures:
 
 
 def begin(config: Config, task: Task) -> TrainingState:
-    """Optimizer and schedule at step 0."""
+    """Optimizer and schedule at step 0, and the passes of a step, captured as a CUDA graph unless the environment has
+    SEGEXP_CUDA_GRAPH=0."""
     # Weight decay would pull the learned parameters of an activation towards 0, which is another activation.
     learned = learned_parameters(task.network)
     ids = {id(p) for p in learned}
@@ -257,7 +209,18 @@ def begin(config: Config, task: Task) -> TrainingState:
     make_scheduler = SCHEDULERS[config.scheduler.name].function
     scheduler = make_scheduler(optimizer, per_epoch * config.trainer.epochs, per_epoch, **params(config.scheduler))
     scaler = torch.amp.GradScaler(task.device.type, enabled=config.trainer.precision == "fp16")
-    return TrainingState(optimizer, scheduler, scaler)
+    forward = make_forward(task.network, task.device, config.trainer.precision)
+
+    def passes(
+        images_NCHW: torch.Tensor, masks_NHW: torch.Tensor, maps: Maps
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        loss, counts_NF3, frac_nonfinite = task.measure(forward(images_NCHW), masks_NHW, maps)
+        scaler.scale(loss).backward()
+        return loss.detach(), counts_NF3, frac_nonfinite
+
+    captures = task.capturable and task.device.type in CAPTURED_ON and os.environ.get("SEGEXP_CUDA_GRAPH") != "0"
+    replayed = Captured(passes, [*task.network.parameters()], task.resident_bytes) if captures else passes
+    return TrainingState(optimizer, scheduler, scaler, passes, replayed)
 
 
 def train(
@@ -338,7 +301,6 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
     device, measures = task.device, StepMeasures(torch.zeros((), device=task.device))
     counts: list[torch.Tensor] = []
     probes: list[ActivationProbe] = []
-    forward = make_forward(task.network, device, config.trainer.precision)
     lr = float(state.optimizer.param_groups[0]["lr"])
     task.network.train()
     devices = (device.index or 0,) if device.type == "cuda" else ()
@@ -347,7 +309,7 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
             heed_interrupts()
             images_NCHW, masks_NHW, maps = on_device(batch, device)
             probe = ActivationProbe(task.network, task.sites) if state.step % EVERY == 0 else None
-            counts.append(train_step(config, task, state, forward, images_NCHW, masks_NHW, measures, probe, maps))
+            counts.append(train_step(config, task, state, images_NCHW, masks_NHW, measures, probe, maps))
             if probe is not None:
                 probes.append(probe)
             state.step += 1
@@ -388,7 +350,6 @@ def train_step(
     config: Config,
     task: Task,
     state: TrainingState,
-    forward: Forward,
     images_NCHW: torch.Tensor,
     masks_NHW: torch.Tensor,
     measures: StepMeasures,
@@ -401,8 +362,8 @@ def train_step(
     """
     state.optimizer.zero_grad(set_to_none=True)
     with probe.watching() if probe else nullcontext():
-        loss, counts_NF3, frac_nonfinite = task.measure(forward(images_NCHW), masks_NHW, maps or {})
-        state.scaler.scale(loss).backward()
+        passes = state.passes if probe else state.replayed
+        loss, counts_NF3, frac_nonfinite = passes(images_NCHW, masks_NHW, maps or {})
     state.scaler.unscale_(state.optimizer)
     if probe:
         probe.take_gradient_norms()
@@ -419,7 +380,7 @@ def train_step(
             state.optimizer.step()
     if SCHEDULERS[config.scheduler.name].moves == "step":
         state.scheduler.step()
-    measures.unread.append((loss.detach(), norm, frac_nonfinite))
+    measures.unread.append((loss, norm, frac_nonfinite))
     return counts_NF3
 
 

@@ -15,7 +15,6 @@ from torch import nn
 
 from segexp.activations.hidden import make_hidden
 from segexp.data.batches import batches_of, epoch_order
-from segexp.evaluation.predict import make_forward
 from segexp.models.swap import audit, swap_hidden
 from segexp.models.trace import trace
 from segexp.records import read_table
@@ -316,14 +315,13 @@ def test_a_look_every_fifty_steps_costs_less_than_two_percent(tmp_path: Path) ->
     order = batches_of(epoch_order(prepared.split["train"], 0, 1), 8)
     images, masks, _ = next(iter(task.batches(1, order)))
     measures = loop.StepMeasures(torch.zeros((), device=device))
-    forward = make_forward(task.network, device, "fp32")
     task.network.train()
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for number in range(40):
         looking = number % 2 == 0
         began = time.perf_counter()
         probe = ActivationProbe(task.network, task.sites) if looking else None
-        loop.train_step(config, task, state, forward, images, masks, measures, probe)
+        loop.train_step(config, task, state, images, masks, measures, probe)
         if probe is not None:
             probe.values()
         seconds[looking].append(time.perf_counter() - began)

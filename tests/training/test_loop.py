@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_config, tiny_run, tiny_task
+from tiny import tables, tiny_config, tiny_run, tiny_task
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from segexp import cli
-from segexp.config import params
+from segexp.config import Config, params
 from segexp.data.batches import batches_of, epoch_order
 from segexp.errors import UsageError
 from segexp.evaluation.predict import make_forward
@@ -28,7 +28,7 @@ from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import read_table
 from segexp.running import prepare
 from segexp.running.build import initial_network
-from segexp.training import checkpoint, loop
+from segexp.training import checkpoint, loop, on_gpu
 from segexp.training.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from segexp.training.loop import StepMeasures, begin, first_bad_layer, peak_memory_mib, train_step
 
@@ -64,10 +64,9 @@ def test_a_step_reads_nothing_back(tmp_path: Path, overrides: tuple[str, ...]) -
     order = epoch_order(prepared.split["train"], 0, 1)
     images, masks, maps = next(iter(task.batches(1, batches_of(order, 5))))
     measures = StepMeasures(torch.zeros((), device=device))
-    forward = make_forward(network, device, "fp32")
     network.train()
     with Operators() as seen:
-        train_step(prepared.config, task, state, forward, images, masks, measures, maps=maps)
+        train_step(prepared.config, task, state, images, masks, measures, maps=maps)
     assert "convolution" in seen.names
     assert not [name for name in seen.names if name in READS]
     measures.read()
@@ -149,6 +148,55 @@ def test_the_record_says_whether_head_and_loss_were_compiled(
         text = capsys.readouterr().out
         assert ("compiled" in text) == shown
         assert ("not compiled" in text) == (shown and not compiled)
+
+
+def replayed_on_the_cpu(passes: Any) -> Any:
+    """As a CUDA graph, which runs nothing while it is captured, and writes to one place whenever it is replayed."""
+    state = {name: one.clone() for name, one in NETWORKS[-1].state_dict().items()}
+    rng, kept = torch.get_rng_state(), passes()
+    torch.set_rng_state(rng)
+    NETWORKS[-1].load_state_dict(state)
+    gradients = {p: p.grad for p in NETWORKS[-1].parameters() if p.grad is not None}
+    for written in (*kept, *gradients.values()):
+        written.fill_(float("nan") if written.is_floating_point() else -1)
+
+    def replay() -> None:
+        REPLAYS.append(1)
+        for parameter in gradients:
+            parameter.grad = None
+        for place, value in zip(kept, passes(), strict=True):
+            place.copy_(value)
+        for parameter, gradient in gradients.items():
+            assert parameter.grad is not None
+            gradient.copy_(parameter.grad)
+            parameter.grad = None
+
+    return replay, kept
+
+
+NETWORKS: list[torch.nn.Module] = []
+REPLAYS: list[int] = []
+
+
+@pytest.mark.parametrize("words", [(), ("trainer.clip_norm=0.1", "hidden_activation=rrelu"), MAPS])
+def test_replayed_steps_are_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: Any) -> None:
+    """Of 24 batches two are of another size, two come before the capture, and the first is diagnosed."""
+    words = ("dataset.number=80", "trainer.batch_size=4", *words)
+    plain = tiny_run(tmp_path / "plain", *words)
+    REPLAYS.clear()
+
+    def begun(config: Config, task: loop.Task) -> loop.TrainingState:
+        NETWORKS.append(task.network)
+        return begin(config, task)
+
+    monkeypatch.setattr("segexp.running.execute.begin", begun)
+    monkeypatch.setattr(loop, "CAPTURED_ON", ("cpu",))
+    monkeypatch.setattr(on_gpu, "is_small", lambda device, other_bytes: True)
+    monkeypatch.setattr(on_gpu, "captured", replayed_on_the_cpu)
+    run = tiny_run(tmp_path / "run", *words)
+    steps = read_table(run.run_dir / "epochs.csv", "epochs")["step"].max()
+    assert tables(run.run_dir) == tables(plain.run_dir)
+    assert (len(REPLAYS) > steps / 2) == (words[-2:] != MAPS)
 
 
 SGD_EPOCH = ("trainer.epochs=1", "optimizer=sgd", "optimizer.weight_decay=0.0")

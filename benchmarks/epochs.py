@@ -1,25 +1,30 @@
 """Whole epochs against a plain loop over the same batches with the same network, head and loss."""
 
 import copy
+import os
+import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
+from tqdm import tqdm
 
-from benchmarks import Row, benchmark, in_turns, ratios
+from benchmarks import Row, benchmark, counted, in_turns, ratios
 from segexp.config import params
 from segexp.config.compose import compose_job, hydra_session, typed_of
-from segexp.data.batches import batches_of, epoch_order
+from segexp.data.batches import Batch, batches_of, epoch_order
 from segexp.evaluation.predict import make_forward
 from segexp.optim import OPTIMIZERS
 from segexp.records.process import ownership
 from segexp.running import RunSpec, prepare
 from segexp.running.build import Scorer, initial_network, make_scorer, make_task
 from segexp.training.checkpoint import Checkpoints
-from segexp.training.loop import Task, begin, train
+from segexp.training.loop import Task, begin, train, train_epoch
 
 ASKED = {64: (240, 0.95), 128: (120, 0.97)}
 """Image side in pixels -> images, and the speed of a whole epoch, as a share of that of the plain loop."""
@@ -89,3 +94,66 @@ def epochs(quick: bool) -> Iterable[Row]:
             calls = {case: whole_epochs(spec, task, checkpoints), "plain loop": plain_loop(spec, scorer, task)}
             times = in_turns(calls, rounds, task.device.type, warm_up=0 if quick else 1)
         yield from ratios(times, "plain loop", {case: (">=", asked)}, rate=True)
+
+
+def bare_steps(network: torch.nn.Module, batch: Batch, number: int) -> Callable[[], None]:
+    """So many steps of torch's cross-entropy and AdamW on one batch that stays on the device."""
+    images_NCHW, masks_NHW, _ = batch
+    foreground_N1HW = (masks_NHW == 1).unsqueeze(1).float()
+    optimizer = torch.optim.AdamW(network.train().parameters(), fused=True)
+
+    def steps() -> None:
+        for _ in range(number):
+            optimizer.zero_grad(set_to_none=True)
+            F.binary_cross_entropy_with_logits(network(images_NCHW), foreground_N1HW).backward()
+            optimizer.step()
+
+    return steps
+
+
+def steps_of_a_run(spec: RunSpec, task: Task, captured: bool) -> Callable[[], None]:
+    """The steps of an epoch, with all that is measured in them."""
+    with mock.patch.dict(os.environ, {"SEGEXP_CUDA_GRAPH": str(int(captured))}):
+        state = begin(spec.config, task)
+    quiet: Any = tqdm(disable=True)
+
+    def epoch() -> None:
+        train_epoch(spec.config, task, state, 1, quiet)
+
+    return epoch
+
+
+@benchmark("Training steps of a run on a GPU, captured as a CUDA graph and as they are, against torch's bare steps")
+def captured_steps(quick: bool) -> Iterable[Row]:
+    """With augment=medium; also what they reserve of the card's memory. No rows without a GPU."""
+    if not torch.cuda.is_available():
+        return
+    number, rounds = (100, 2) if quick else (800, 7)
+    for side, size in ((128, 8), (256, 16)):
+        words = f"dataset.image_size={side}", f"trainer.batch_size={size}", "augment=medium", "trainer.device=cuda"
+        with made(f"dataset.number={number}", *words) as (spec, _, task):
+            batches = batches_of(epoch_order(task.train_indices, spec.config.seed, 1), size)
+            first = next(iter(task.batches(1, batches)))
+            case = f"{side} px, batch {size}"
+            calls = {
+                "bare steps": bare_steps(copy.deepcopy(task.network), first, len(batches)),
+                f"{case}, as they are": steps_of_a_run(spec, task, False),
+                f"{case}, captured": steps_of_a_run(spec, task, True),
+            }
+            peaks = {name: reserved(call) - task.resident_bytes for name, call in calls.items()}
+            times = in_turns(calls, rounds, "cuda")
+        for name, taken in times.items():
+            print(
+                f"{name}: {1e3 * statistics.median(taken) / len(batches):.2f} ms a step, {peaks[name] / 2**20:.0f} MiB"
+            )
+        yield from ratios(times, "bare steps", dict.fromkeys(calls, (">=", 0.95)), rate=True)
+        for name in list(calls)[1:]:
+            yield counted(f"{name}, memory, of bare steps", peaks[name] / peaks["bare steps"], "x", ("<=", 1.1))
+
+
+def reserved(call: Callable[[], None]) -> int:
+    """Bytes of the GPU that torch reserves in a call."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return torch.cuda.max_memory_reserved()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import interrupted_run, tables, tiny_run, tiny_task
+from tiny import MODEL_NEEDS, interrupted_run, tables, tiny_run, tiny_task
 from tqdm import tqdm
 
 from benchmarks.feed import config_of
@@ -20,11 +20,16 @@ from segexp import cli
 from segexp.activations.head import make_head
 from segexp.activations.hidden import function_names, make_hidden
 from segexp.activations.output import OUTPUT_ACTIVATIONS, HeadMode
+from segexp.config.compose import compose_job, hydra_session, typed_of
 from segexp.data.augment import make_augment
 from segexp.data.batches import batches_of, epoch_order
 from segexp.losses import LOSSES
+from segexp.models.architectures import ARCHITECTURES
 from segexp.records import read_table
+from segexp.running import prepare
+from segexp.running.build import initial_network, make_scorer, make_task
 from segexp.training import loop
+from segexp.training.on_gpu import Captured, Passes
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
@@ -97,6 +102,71 @@ def test_augmented_batches_are_those_of_the_cpu() -> None:
     print("alone and in a batch differ by", float((alone[0] - there[3]).abs().max()))
     torch.testing.assert_close(alone[0], there[3], rtol=0, atol=1e-3)
     assert (masks_alone[0] != masks_there[3]).float().mean() < 1e-3
+
+
+ENCODERS = [
+    "efficientnet-b0",
+    "mobilenet_v2",
+    "mit_b0",
+    "densenet121",
+    "vgg11_bn",
+    "tu-convnext_atto",
+    "tu-regnety_002",
+]
+NETWORKS = [
+    *((f"model={m.name}", *MODEL_NEEDS.get(m.name, ())) for m in ARCHITECTURES.values() if not m.own),
+    *((f"backbone.name={name}",) for name in ENCODERS),
+]
+
+
+@pytest.mark.parametrize("words", [
+    *NETWORKS, ("hidden_activation=rrelu",), ("hidden_activation=rational",), ("activation=learned_tail", "loss=ce"),
+    ("trainer.precision=bf16",), ("trainer.precision=fp16",), ("dataset.num_classes=3", "loss=lovasz"),
+])  # fmt: skip
+def test_replayed_passes_are_the_passes(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """Loss, counts, gradients and running statistics of one batch, from the same weights and random numbers."""
+    sizes = ("dataset.number=40", "dataset.image_size=128", "trainer.batch_size=8")
+    with hydra_session() as extra:
+        prepared = prepare(typed_of(compose_job([f"outputs='{tmp_path}'", *GPU, *sizes, *words], extra)))
+    initial = initial_network(prepared)
+    task = make_task(make_scorer(prepared, initial), initial.built.sites)
+    state = loop.begin(prepared.config, task)
+    batches = batches_of(epoch_order(prepared.split["train"], 0, 1), 8)[:2]
+    first, second = (loop.on_device(batch, task.device) for batch in task.batches(1, batches))
+    network = task.network.train()
+    for _ in range(3):
+        network.zero_grad()
+        state.replayed(*first)
+    assert isinstance(state.replayed, Captured)
+    assert state.replayed.replay is not None
+    before, rng = {name: one.clone() for name, one in network.state_dict().items()}, torch.cuda.get_rng_state()
+
+    def of(passes: Passes) -> list[torch.Tensor]:
+        network.load_state_dict(before)
+        torch.cuda.set_rng_state(rng)
+        network.zero_grad()
+        found = [*passes(*second), *(p.grad for p in network.parameters() if p.grad is not None)]
+        return [one.double().clone() for one in (*found, *network.buffers())]
+
+    for mine, true in zip(of(state.replayed), of(state.passes), strict=True):
+        assert (mine - true).norm() <= 0.02 * true.norm() + 1e-4
+
+
+def test_steps_that_cannot_be_captured_run_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A layer that waits for the device: the log says so once, and everything goes on, random numbers too."""
+    prepared, task = tiny_task(tmp_path, *GPU, "hidden_activation=rrelu")
+    forward = task.network.forward
+
+    def waits(x: torch.Tensor) -> torch.Tensor:
+        return forward(x) * (2 if float(x.abs().max()) > 1e9 else 1)
+
+    task.network.forward = waits  # type: ignore[method-assign]
+    state, quiet = loop.begin(prepared.config, task), tqdm(disable=True)
+    rows = [loop.train_epoch(prepared.config, task, state, epoch, quiet) for epoch in (1, 2, 3)]
+    print(caplog.text)
+    assert sum("captured" in record.message for record in caplog.records) == 1
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    torch.rand(3, device="cuda")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from benchmarks import Row, benchmark, counted, in_turns, ratios
+from benchmarks import Row, benchmark, counted, in_turns, ratios, seconds
 from segexp.config import params
 from segexp.config.compose import compose_job, hydra_session, typed_of
 from segexp.data.batches import Batch, batches_of, epoch_order
@@ -131,21 +131,23 @@ def captured_steps(quick: bool) -> Iterable[Row]:
     number, rounds = (100, 2) if quick else (800, 7)
     for side, size in ((128, 8), (256, 16)):
         words = f"dataset.image_size={side}", f"trainer.batch_size={size}", "augment=medium", "trainer.device=cuda"
-        with made(f"dataset.number={number}", *words) as (spec, _, task):
+        data, case = f"dataset.number={number}", f"{side} px, batch {size}"
+        with made(data, *words) as (spec, _, task), made(data, "trainer.epochs=10000", *words) as (longer, _, compiled):
             batches = batches_of(epoch_order(task.train_indices, spec.config.seed, 1), size)
             first = next(iter(task.batches(1, batches)))
-            case = f"{side} px, batch {size}"
             calls = {
                 "bare steps": bare_steps(copy.deepcopy(task.network), first, len(batches)),
                 f"{case}, as they are": steps_of_a_run(spec, task, False),
                 f"{case}, captured": steps_of_a_run(spec, task, True),
+                f"{case}, compiled and captured": steps_of_a_run(longer, compiled, True),
             }
-            peaks = {name: reserved(call) - task.resident_bytes for name, call in calls.items()}
+            kept = task.resident_bytes + compiled.resident_bytes
+            began = {name: seconds(call, "cuda") for name, call in calls.items()}
+            peaks = {name: reserved(call) - kept for name, call in calls.items()}
             times = in_turns(calls, rounds, "cuda")
         for name, taken in times.items():
-            print(
-                f"{name}: {1e3 * statistics.median(taken) / len(batches):.2f} ms a step, {peaks[name] / 2**20:.0f} MiB"
-            )
+            ms, mib = 1e3 * statistics.median(taken) / len(batches), peaks[name] / 2**20
+            print(f"{name}: {ms:.2f} ms a step, {mib:.0f} MiB, the first epoch {began[name]:.1f} s")
         yield from ratios(times, "bare steps", dict.fromkeys(calls, (">=", 0.95)), rate=True)
         for name in list(calls)[1:]:
             yield counted(f"{name}, memory, of bare steps", peaks[name] / peaks["bare steps"], "x", ("<=", 1.1))

@@ -160,10 +160,9 @@ def test_steps_that_cannot_be_captured_run_as_they_are(tmp_path: Path, caplog: p
     def waits(x: torch.Tensor) -> torch.Tensor:
         return forward(x) * (2 if float(x.abs().max()) > 1e9 else 1)
 
-    task.network.forward = waits  # type: ignore[method-assign]
+    task.network.forward = waits
     state, quiet = loop.begin(prepared.config, task), tqdm(disable=True)
     rows = [loop.train_epoch(prepared.config, task, state, epoch, quiet) for epoch in (1, 2, 3)]
-    print(caplog.text)
     assert sum("captured" in record.message for record in caplog.records) == 1
     assert all(math.isfinite(row["loss"]) for row in rows)
     torch.rand(3, device="cuda")
@@ -199,7 +198,9 @@ def test_resident_and_streamed_batches_are_equal(tmp_path: Path, monkeypatch: py
         order = batches_of(epoch_order(prepared.split["train"], 0, 1), 5)
         batches.append([(images.cpu(), masks.cpu()) for images, masks, _ in task.batches(1, order)])
     for resident, streamed in zip(*batches, strict=True):
-        assert all(torch.equal(*pair) for pair in zip(resident, streamed, strict=True))
+        # Products of matrices round otherwise in another number of batches at once.
+        torch.testing.assert_close(resident[0], streamed[0], rtol=0, atol=1e-4)
+        assert (resident[1] != streamed[1]).float().mean() < 1e-3
 
 
 @pytest.mark.parametrize("overrides", [
@@ -209,9 +210,10 @@ def test_resident_and_streamed_batches_are_equal(tmp_path: Path, monkeypatch: py
     ("loss=lovasz", "activation=normal_cdf"), ("trainer.clip_norm=1.0", "augment=strong"),
 ])  # fmt: skip
 def test_runs_are_those_of_the_cpu(
-    tmp_path: Path, overrides: tuple[str, ...], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, overrides: tuple[str, ...], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first epoch gives nearly the same loss; the run is done, compiled, and says on what it ran."""
+    monkeypatch.setattr("segexp.training.on_gpu.COMPILED_FROM", 1)
     with caplog.at_level(logging.WARNING, "segexp"):
         here = tiny_run(tmp_path / "cpu", "trainer.format=channels_last", *overrides)
         there = tiny_run(tmp_path / "gpu", *GPU, "trainer.format=channels_last", *overrides)

@@ -191,11 +191,14 @@ def retyped(zeros_and_ones: "Tensor", dtype: Any) -> "Tensor":
 
 def weights_of_classes(class_weights: Sequence[float] | None, like: "Prediction") -> "Tensor":
     """(C,) weights, background first; 1 by default. Raises ValueError if there is not one weight for each class."""
+    import torch
+
     num_classes = like.classes.stop
     given = [1.0] * num_classes if class_weights is None else [float(w) for w in class_weights]
     if len(given) != num_classes:
         raise ValueError(f"class_weights holds {len(given)} numbers for {num_classes} classes, background included")
-    return like.logits_NKHW.new_tensor(given)
+    # One by one, because a list would be copied from the host, which then waits.
+    return torch.cat([like.logits_NKHW.new_full((1,), weight) for weight in given])
 
 
 def mean_over(values_NKHW: "Tensor", valid_NHW: "Tensor") -> "Tensor":

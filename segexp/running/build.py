@@ -21,6 +21,7 @@ from segexp.data.batches import (
     Read,
     ScoringBatch,
     batches_at_once,
+    batches_of,
     epoch_order,
     make_reader,
     resident,
@@ -315,6 +316,7 @@ def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
         sites=sites_of(sites),
         run_id=spec.run_id,
         resident_bytes=resident_bytes,
+        steps=config.trainer.epochs * len(batches_of(spec.split["train"], config.trainer.batch_size)),
         capturable=not spec.plugins,
     )
 

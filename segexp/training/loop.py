@@ -37,6 +37,7 @@ from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records import RESTORE, write_table
 from segexp.records.formatting import duration
 from segexp.records.process import heed_interrupts
+from segexp.training import on_gpu
 from segexp.training.checkpoint import BEST, Checkpoints, copied, load_checkpoint, save_checkpoint
 from segexp.training.diagnostics import EVERY, ActivationProbe, Site, diagnostics_rows
 from segexp.training.on_gpu import CAPTURED_ON, COMPILED_ON, Captured, Compiled, Measure, Passes
@@ -57,7 +58,7 @@ class Task:
     batches(epoch, batch_indices) yields training batches; validate() scores the validation split with the present
     weights, and returns its predictions unless they are too large to keep. sites: the call sites of hidden
     activations, for the diagnostics. resident_bytes: of training images that stay in the memory of the device that
-    prepares batches. capturable: no code of the user's own takes part in a step.
+    prepares batches. steps: of the whole run, at most. capturable: no code of the user's own takes part in a step.
     """
 
     network: torch.nn.Module
@@ -70,12 +71,13 @@ class Task:
     sites: Sequence[Site]
     run_id: str
     resident_bytes: int = 0
+    steps: int = 0
     capturable: bool = True
 
     @functools.cached_property
     def measure(self) -> Measure:
-        """Head, loss and counts of a training batch; on a GPU fused into few kernels, unless the environment has
-        TORCH_COMPILE_DISABLE=1."""
+        """Head, loss and counts of a training batch; on a GPU, in a run of `COMPILED_FROM` steps or more, fused into
+        few kernels, unless the environment has TORCH_COMPILE_DISABLE=1."""
 
         def measure(
             logits_NKHW: torch.Tensor, masks_NHW: torch.Tensor, maps: Maps
@@ -85,7 +87,8 @@ class Task:
             counts_NF3 = mask_counts(prediction.foreground_NFHW(), *counted_masks(masks_NHW, prediction))
             return loss, counts_NF3, (~prediction.logits_NKHW.detach().isfinite()).float().mean()
 
-        if self.device.type not in COMPILED_ON or os.environ.get("TORCH_COMPILE_DISABLE") == "1":
+        compiles = self.device.type in COMPILED_ON and self.steps >= on_gpu.COMPILED_FROM
+        if not compiles or os.environ.get("TORCH_COMPILE_DISABLE") == "1":
             return measure
         learned = learned_options(self.network)
         return Compiled(measure, [] if learned is None else [*learned.parameters()])

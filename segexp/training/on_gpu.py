@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 
@@ -13,7 +14,8 @@ from segexp.losses import Maps
 log = logging.getLogger("segexp")
 
 COMPILED_ON = ("cuda",)  # kinds of devices on which head and loss are compiled
-CAPTURED_ON = ("cuda",)  # and passes are captured
+COMPILED_FROM = 10_000  # steps of a run: a tenth of a millisecond that each saves is less than what the compiler takes
+CAPTURED_ON = ("cuda",)  # kinds of devices on which passes are captured
 
 CAPTURED_AFTER = 2  # batches of one shape, in which libraries choose their kernels and torch.compile does its work
 CAPTURED_SHARE = 1 / 8
@@ -146,11 +148,20 @@ def captured(
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
+    torch.cuda.empty_cache()  # of earlier steps: the graph has memory of its own
     with torch.cuda.stream(stream):
-        graph.capture_begin(capture_error_mode="thread_local")
         try:
+            graph.capture_begin(capture_error_mode="thread_local")
             outputs = passes()
-        finally:
             graph.capture_end()
+        except Exception:
+            with suppress(RuntimeError):
+                graph.capture_end()
+            # Whatever has failed, the generator of random numbers only leaves a capture that ends well.
+            empty = torch.cuda.CUDAGraph()
+            empty.capture_begin(capture_error_mode="thread_local")
+            torch.zeros((), device="cuda")
+            empty.capture_end()
+            raise
     torch.cuda.current_stream().wait_stream(stream)
     return graph.replay, outputs

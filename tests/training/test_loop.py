@@ -111,6 +111,7 @@ def test_what_compiles_wrongly_is_not_used(
     true = tiny_task(tmp_path, *words)[1].measure
     monkeypatch.setattr(torch, "compile", compiler)
     monkeypatch.setattr(loop, "COMPILED_ON", ("cpu",))
+    monkeypatch.setattr(on_gpu, "COMPILED_FROM", 1)
     _, task = tiny_task(tmp_path, *words)
     logits = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     masks = (logits.detach()[:, 0] > 0).long()
@@ -136,6 +137,7 @@ def test_the_record_says_whether_head_and_loss_were_compiled(
     plain = tiny_run(tmp_path / "plain", "trainer.epochs=1")
     monkeypatch.setattr(torch, "compile", compiler)
     monkeypatch.setattr(loop, "COMPILED_ON", ("cpu",))
+    monkeypatch.setattr(on_gpu, "COMPILED_FROM", 1)
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", off)
     run = tiny_run(tmp_path / "runs", "trainer.epochs=1")
     records = [json.loads((one.run_dir / "run.json").read_text()) for one in (plain, run)]

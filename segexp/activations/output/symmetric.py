@@ -310,7 +310,7 @@ def _tail_parts(x: "Tensor", tail: Any) -> tuple["Tensor", ...]:
     """
     import torch
 
-    w = torch.as_tensor(tail, dtype=x.dtype, device=x.device)
+    w = tail.to(x) if isinstance(tail, torch.Tensor) else x.new_full((), tail)  # made there: no copy, no waiting
     scale, factor = _tail_constants(w)
     u = scale * x.abs()
     q = _arctan_tail(u)

@@ -1,6 +1,7 @@
 """Whole epochs against a plain loop over the same batches with the same network, head and loss."""
 
 import copy
+import functools
 import os
 import statistics
 import tempfile
@@ -125,7 +126,7 @@ def steps_of_a_run(spec: RunSpec, task: Task, captured: bool) -> Callable[[], No
 
 @benchmark("Training steps of a run on a GPU, captured as a CUDA graph and as they are, against torch's bare steps")
 def captured_steps(quick: bool) -> Iterable[Row]:
-    """With augment=medium; also what they reserve of the card's memory. No rows without a GPU."""
+    """With augment=medium; also what they add to the card's memory in use. No rows without a GPU."""
     if not torch.cuda.is_available():
         return
     number, rounds = (100, 2) if quick else (800, 7)
@@ -135,15 +136,20 @@ def captured_steps(quick: bool) -> Iterable[Row]:
         with made(data, *words) as (spec, _, task), made(data, "trainer.epochs=10000", *words) as (longer, _, compiled):
             batches = batches_of(epoch_order(task.train_indices, spec.config.seed, 1), size)
             first = next(iter(task.batches(1, batches)))
-            calls = {
-                "bare steps": bare_steps(copy.deepcopy(task.network), first, len(batches)),
-                f"{case}, as they are": steps_of_a_run(spec, task, False),
-                f"{case}, captured": steps_of_a_run(spec, task, True),
-                f"{case}, compiled and captured": steps_of_a_run(longer, compiled, True),
+            makers: dict[str, Callable[[], Callable[[], None]]] = {
+                "bare steps": functools.partial(bare_steps, copy.deepcopy(task.network), first, len(batches)),
+                f"{case}, as they are": functools.partial(steps_of_a_run, spec, task, False),
+                f"{case}, captured": functools.partial(steps_of_a_run, spec, task, True),
+                f"{case}, compiled and captured": functools.partial(steps_of_a_run, longer, compiled, True),
             }
-            kept = task.resident_bytes + compiled.resident_bytes
-            began = {name: seconds(call, "cuda") for name, call in calls.items()}
-            peaks = {name: reserved(call) - kept for name, call in calls.items()}
+            calls, peaks, began = dict[str, Callable[[], None]](), dict[str, int](), dict[str, float]()
+            for name, make in makers.items():
+                calls[name] = make()
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+                held = torch.cuda.memory_reserved()
+                began[name] = seconds(calls[name], "cuda")
+                peaks[name] = torch.cuda.max_memory_reserved() - held
             times = in_turns(calls, rounds, "cuda")
         for name, taken in times.items():
             ms, mib = 1e3 * statistics.median(taken) / len(batches), peaks[name] / 2**20
@@ -151,11 +157,3 @@ def captured_steps(quick: bool) -> Iterable[Row]:
         yield from ratios(times, "bare steps", dict.fromkeys(calls, (">=", 0.95)), rate=True)
         for name in list(calls)[1:]:
             yield counted(f"{name}, memory, of bare steps", peaks[name] / peaks["bare steps"], "x", ("<=", 1.1))
-
-
-def reserved(call: Callable[[], None]) -> int:
-    """Bytes of the GPU that torch reserves in a call."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    return torch.cuda.max_memory_reserved()

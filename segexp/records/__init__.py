@@ -198,10 +198,15 @@ def read_typed(source: Path | BinaryIO, kinds: Mapping[str, type], only: bool = 
 
     types = {name: {str: "str", int: "Int64", float: "float64", bool: "boolean"}[kind] for name, kind in kinds.items()}
     not_text = {name: [""] for name, kind in kinds.items() if kind is not str}
-    # Floats are read exactly. The default of pandas 3 does so, and warns about the option.
-    exact: dict[str, Any] = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
-    more = exact | ({"usecols": [*kinds]} if only else {})
+    more = exact_floats() | ({"usecols": [*kinds]} if only else {})
     return pd.read_csv(source, dtype=types, keep_default_na=False, na_values=not_text, **more)
+
+
+def exact_floats() -> dict[str, Any]:
+    """With what pandas reads every float exactly: its default from 3.1 on, which warns about the option."""
+    import pandas as pd
+
+    return {} if [int(part) for part in pd.__version__.split(".")[:2]] >= [3, 1] else {"float_precision": "round_trip"}
 
 
 def check_header(

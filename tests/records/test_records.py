@@ -13,6 +13,7 @@ from segexp.records import (
     COLUMNS,
     check_complete,
     check_network,
+    exact_floats,
     open_atomic,
     read_run,
     read_table,
@@ -151,3 +152,12 @@ def test_a_name_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 251 + ".png")
     write_atomic(path, b"1")
     assert path.read_bytes() == b"1"
+
+
+@pytest.mark.parametrize(("version", "asks"), [
+    ("2.2.3", True), ("3.0.6", True), ("3.1.0", False), ("3.10.0", False), ("4.0.0.dev0+1", False),
+])  # fmt: skip
+def test_floats_are_read_exactly_by_every_pandas(monkeypatch: pytest.MonkeyPatch, version: str, asks: bool) -> None:
+    """Read otherwise by pandas 3.0, a third of all Dice would not be those of their counts, and their runs damaged."""
+    monkeypatch.setattr("pandas.__version__", version)
+    assert ("float_precision" in exact_floats()) == asks

@@ -216,11 +216,11 @@ def test_a_non_finite_loss_is_diverged_with_step_and_layer(tmp_path: Path, monke
     """A layer that overflows at the fourth step: named, final, and without scores."""
     real_step = loop.train_step
 
-    def overflow(config, task, state, forward, images, masks, sums, probe, *maps):
+    def overflow(config, task, state, images, masks, sums, probe, *maps):
         if state.step == 3:
             with torch.no_grad():
                 task.network.decoder.blocks[1].conv1[0].weight.mul_(float("inf"))
-        return real_step(config, task, state, forward, images, masks, sums, probe, *maps)
+        return real_step(config, task, state, images, masks, sums, probe, *maps)
 
     monkeypatch.setattr(loop, "train_step", overflow)
     outcome = tiny_run(tmp_path, "trainer.epochs=3")
@@ -240,11 +240,11 @@ def test_updates_stop_at_the_first_bad_step(tmp_path: Path, monkeypatch: pytest.
     kept: dict[str, torch.Tensor] = {}
     real_step = loop.train_step
 
-    def poisoned(config, task, state, forward, images, masks, sums, probe, *maps):
+    def poisoned(config, task, state, images, masks, sums, probe, *maps):
         if state.step == 1:
             images = images * float("nan")
             kept.update({name: p.detach().clone() for name, p in task.network.named_parameters()})
-        result = real_step(config, task, state, forward, images, masks, sums, probe, *maps)
+        result = real_step(config, task, state, images, masks, sums, probe, *maps)
         if state.step >= 1:
             assert all(torch.equal(p, kept[name]) for name, p in task.network.named_parameters())
         return result

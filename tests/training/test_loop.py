@@ -199,6 +199,8 @@ def test_replayed_steps_are_the_steps(tmp_path: Path, monkeypatch: pytest.Monkey
     steps = read_table(run.run_dir / "epochs.csv", "epochs")["step"].max()
     assert tables(run.run_dir) == tables(plain.run_dir)
     assert (len(REPLAYS) > steps / 2) == (words[-2:] != MAPS)
+    devices = [json.loads((one.run_dir / "run.json").read_text())["device"] for one in (plain, run)]
+    assert [device.get("captured") for device in devices] == [None, words[-2:] != MAPS]
 
 
 SGD_EPOCH = ("trainer.epochs=1", "optimizer=sgd", "optimizer.weight_decay=0.0")

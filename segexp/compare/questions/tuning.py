@@ -10,6 +10,7 @@ from segexp.compare.questions import Findings, Reading, near_the_best, question
 from segexp.compare.result import Curve, Panel
 from segexp.config.arm import ARM_GROUPS, arm_of_row
 from segexp.errors import UsageError
+from segexp.records import exact_floats
 from segexp.records.files import read_text
 
 NOTHING = pd.DataFrame([], columns=["lr", "val_dice", "val_dice_sd", "n_seeds", "n_diverged", "chosen"], dtype=float)
@@ -27,7 +28,9 @@ def tuning(reading: Reading) -> Findings:
     rows, curves, notes = [], [], []
     for path in sorted(outputs / file.parent.name / f"{file.stem}_rates.csv" for outputs, file in files):
         try:
-            table = pd.read_csv(io.StringIO(read_text(path, 2**20)), keep_default_na=False).set_index([*ARM_GROUPS])
+            table = pd.read_csv(io.StringIO(read_text(path, 2**20)), keep_default_na=False, **exact_floats()).set_index(
+                [*ARM_GROUPS]
+            )
             tried |= dict(iter(table.apply(pd.to_numeric).sort_values("lr").groupby(level=[*ARM_GROUPS])))
         except (UsageError, KeyError, ValueError) as error:
             notes.append(f"No rates from {path}: {error}")

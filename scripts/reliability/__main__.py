@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import subprocess
@@ -35,13 +36,14 @@ def carried_out(name: str, kept: Path) -> dict[int, dict[str, str]]:
 
 def carry_out(one: FaultClass, cases: list[int], kept: Path) -> None:
     """Carry out the cases and add a line for each to the file."""
-    at = commit()
+    at, kept = commit(), kept.resolve()
     with tempfile.TemporaryDirectory(prefix="segexp-reliability-") as folder:
         prepared = Path(folder) / "prepared"
         prepared.mkdir()
         one.prepare(prepared)
         for case in tqdm(cases, desc=one.name, unit="case", disable=None):
-            with tempfile.TemporaryDirectory(dir=folder) as own:
+            # Some commands write to the current folder, when nothing names another one.
+            with tempfile.TemporaryDirectory(dir=folder) as own, contextlib.chdir(own):
                 ending = one.carry_out(generator(one.name, case), prepared, Path(own))
             row = {"class": one.name, "case": case, "commit": at, **vars(ending)}
             with kept.open("a", encoding="utf-8") as lines:

@@ -128,6 +128,7 @@ RAISED = (
     *("raise StopIteration", "raise GeneratorExit", "raise OSError(28, 'No space left')", "raise BaseException"),
     *("raise KeyError('\\x1b[2J')", f"raise {_UNPRINTABLE}", "return None", "raise FileNotFoundError(2, 'gone', 'x')"),
     *("raise UnicodeDecodeError('utf-8', b'x', 0, 1, 'odd')", "raise TimeoutError"),
+    *("__import__('os')._exit(0)", "__import__('os')._exit(3)"),
 )
 
 

@@ -88,7 +88,7 @@ def test_hidden_activations_are_those_of_the_cpu(name: str) -> None:
 
 
 def test_augmented_batches_are_those_of_the_cpu() -> None:
-    """To the tolerance that `segexp.data.augment` states; ."""
+    """To the tolerance that `segexp.data.augment` states."""
     smooth = torch.nn.functional.interpolate(torch.rand(16, 1, 16, 16), size=(128, 128), mode="bicubic")
     images, masks = smooth.sub(0.5).mul(4), (smooth[:, 0] > 0.5).to(torch.uint8)
     names, augment = [f"image {n}" for n in range(16)], make_augment(config_of("strong"), 0)
@@ -143,6 +143,9 @@ def test_replayed_passes_are_the_passes(tmp_path: Path, words: tuple[str, ...]) 
 
     def of(passes: Passes) -> list[torch.Tensor]:
         network.load_state_dict(before)
+        with torch.no_grad():
+            for parameter in network.parameters():  # others than when it was captured
+                parameter.mul_(1.01)
         torch.cuda.set_rng_state(rng)
         network.zero_grad()
         found = [*passes(*second), *(p.grad for p in network.parameters() if p.grad is not None)]
@@ -150,6 +153,29 @@ def test_replayed_passes_are_the_passes(tmp_path: Path, words: tuple[str, ...]) 
 
     for mine, true in zip(of(state.replayed), of(state.passes), strict=True):
         assert (mine - true).norm() <= 0.02 * true.norm() + 1e-4
+
+
+@pytest.mark.parametrize("words", [
+    (), ("trainer.precision=fp16", "trainer.clip_norm=1.0"), ("activation=learned_tail", "loss=ce"), ("compiled",),
+])  # fmt: skip
+def test_replayed_runs_are_the_runs(
+    tmp_path: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Most of their steps are replayed. As close as two runs on a GPU are."""
+    if words == ("compiled",):
+        monkeypatch.setattr("segexp.training.on_gpu.COMPILED_FROM", 1)
+        words = ()
+    runs = []
+    for captured in ("1", "0"):
+        monkeypatch.setenv("SEGEXP_CUDA_GRAPH", captured)
+        sizes = ("dataset.number=80", "trainer.batch_size=4", "trainer.epochs=3")
+        runs.append(tiny_run(tmp_path / captured, *GPU, *sizes, *words).run_dir)
+    assert not [r.message for r in caplog.records if "captured" in r.message or "compiled" in r.message]
+    devices = [json.loads((run / "run.json").read_text())["device"] for run in runs]
+    assert [device["captured"] for device in devices] == [True, False]
+    losses = [read_table(run / "epochs.csv", "epochs")["loss"].tolist() for run in runs]
+    print(words, losses)
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 def test_steps_that_cannot_be_captured_run_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

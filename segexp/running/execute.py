@@ -49,7 +49,7 @@ from segexp.running.finalize import finalize, finalize_diverged
 from segexp.tracking import track
 from segexp.training.checkpoint import Checkpoints
 from segexp.training.loop import begin, restore, train, write_progress
-from segexp.training.on_gpu import Captured
+from segexp.training.on_gpu import CAPTURED_ON, Captured
 
 log = logging.getLogger("segexp")
 
@@ -231,10 +231,12 @@ def _train_and_score(spec: RunSpec, initial: InitialNetwork, record: dict[str, A
         finally:
             if task.compiled is not None:
                 record["device"]["compiled"] = task.compiled
-            if isinstance(state.replayed, Captured):
-                record["device"]["captured"] = state.replayed.replay is not None
+            if task.device.type in CAPTURED_ON:
+                replayed = state.replayed
+                record["device"]["captured"] = isinstance(replayed, Captured) and replayed.replay is not None
             write_progress(run_dir, state, record)
-        state.replayed = state.passes  # scoring needs the memory of the graph
+        state.replayed = state.passes  # scoring needs the memory of the graph, and of the gradients in it
+        task.network.zero_grad(set_to_none=True)
         checkpoints.finish()
         return finalize(scorer, task, state, record, checkpoints.best)
 

@@ -29,6 +29,7 @@ from segexp.sweep.local import Slots
 from segexp.sweep.plan import Job
 from segexp.sweep.pool import PRELOADED
 from segexp.training.loop import as_checkpoint, begin, train_epoch
+from segexp.training.on_gpu import CAPTURED_AFTER, CAPTURED_ON
 
 PICTURES_S = 0.3  # seconds for the pictures and tables of a run
 SAVED_PER_S = 5e8  # bytes per second with which checkpoints are written
@@ -182,8 +183,10 @@ def probe(spec: RunSpec, timed: Sequence[CostProbe] = ()) -> CostProbe:
 def _time_network(base: CostProbe, spec: RunSpec, initial: InitialNetwork) -> CostProbe:
     sizes = {"train": spec.config.trainer.batch_size, "val": IMAGES, "test": IMAGES}
     few = {part: spec.split[part][:n] for part, n in sizes.items()}
-    # One epoch is one step. Two are taken, which is more than some schedules last, and must not diverge by repetition.
-    trainer = dataclasses.replace(spec.config.trainer, epochs=spec.config.trainer.epochs + 2)
+    # One epoch is one step; the first ones differ from all others. They are more than some schedules last, and must
+    # not diverge by repetition.
+    first = CAPTURED_AFTER + 2 if initial.device.type in CAPTURED_ON else 1
+    trainer = dataclasses.replace(spec.config.trainer, epochs=spec.config.trainer.epochs + first + 1)
     optimizer = dataclasses.replace(spec.config.optimizer, lr=1e-12)  # type: ignore[call-arg]
     config = dataclasses.replace(spec.config, trainer=trainer, optimizer=optimizer)
     small = dataclasses.replace(spec, split=few, config=config)
@@ -193,8 +196,9 @@ def _time_network(base: CostProbe, spec: RunSpec, initial: InitialNetwork) -> Co
     task = make_task(scorer, initial.built.sites)
     state = begin(config, task)
     with tqdm(disable=True) as bar:
-        train_epoch(config, task, state, 1, bar)
-        step_s, _ = _timed(lambda: train_epoch(config, task, state, 2, bar))
+        for epoch in range(1, first + 1):
+            train_epoch(config, task, state, epoch, bar)
+        step_s, _ = _timed(lambda: train_epoch(config, task, state, first + 1, bar))
     validate_s, _ = _timed(task.validate)
     final_s, _ = _timed(lambda: (final_scores(scorer), final_diagnostics(scorer, task, 1)))
     return dataclasses.replace(

@@ -58,7 +58,7 @@ class Task:
     batches(epoch, batch_indices) yields training batches; validate() scores the validation split with the present
     weights, and returns its predictions unless they are too large to keep. sites: the call sites of hidden
     activations, for the diagnostics. resident_bytes: of training images that stay in the memory of the device that
-    prepares batches. steps: of the whole run, at most. capturable: no code of the user's own takes part in a step.
+    prepares batches. steps: of the whole run, at most. capturable: it has no plugins.
     """
 
     network: torch.nn.Module
@@ -87,19 +87,22 @@ class Task:
             counts_NF3 = mask_counts(prediction.foreground_NFHW(), *counted_masks(masks_NHW, prediction))
             return loss, counts_NF3, (~prediction.logits_NKHW.detach().isfinite()).float().mean()
 
-        compiles = self.device.type in COMPILED_ON and self.steps >= on_gpu.COMPILED_FROM
-        if not compiles or os.environ.get("TORCH_COMPILE_DISABLE") == "1":
+        if not self._compiles or os.environ.get("TORCH_COMPILE_DISABLE") == "1":
             return measure
         learned = learned_options(self.network)
         return Compiled(measure, [] if learned is None else [*learned.parameters()])
 
     @property
     def compiled(self) -> bool | None:
-        """Whether every batch so far was measured by compiled code; None where that is never tried, or before the
-        first batch."""
+        """Whether every batch so far was measured by compiled code; None where that is not tried, or before the first
+        batch."""
         if isinstance(self.measure, Compiled):
             return self.measure.everywhere
-        return False if self.device.type in COMPILED_ON else None
+        return False if self._compiles else None
+
+    @property
+    def _compiles(self) -> bool:
+        return self.device.type in COMPILED_ON and self.steps >= on_gpu.COMPILED_FROM
 
 
 @dataclass
@@ -221,6 +224,9 @@ def begin(config: Config, task: Task) -> TrainingState:
         scaler.scale(loss).backward()
         return loss.detach(), counts_NF3, frac_nonfinite
 
+    if task.device.type == "cuda":  # the peaks of the run, not of those before it in the process
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(task.device)
     captures = task.capturable and task.device.type in CAPTURED_ON and os.environ.get("SEGEXP_CUDA_GRAPH") != "0"
     replayed = Captured(passes, [*task.network.parameters()], task.resident_bytes) if captures else passes
     return TrainingState(optimizer, scheduler, scaler, passes, replayed)
@@ -455,9 +461,9 @@ def first_bad_layer(task: Task, forward: Forward, images_NCHW: torch.Tensor, mas
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Peak memory of the GPU, or without one of this process; NaN on Windows, which does not report it."""
+    """Peak of what is taken from the GPU, or without one of this process; NaN on Windows, which does not report it."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return torch.cuda.max_memory_reserved(device) / 2**20
     try:
         import resource
     except ImportError:

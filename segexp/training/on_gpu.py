@@ -1,6 +1,7 @@
 """What makes training steps quick on a GPU, whose kernels wait for the host that starts them: head and loss compiled
 into few kernels, and whole passes captured as a CUDA graph."""
 
+import functools
 import logging
 import warnings
 from collections import Counter
@@ -81,11 +82,11 @@ class Compiled:
 
 
 class Captured:
-    """Passes that are replayed as one CUDA graph where a batch has the shape that came often enough first; as they are
-    for any other, for batches with maps, and where capturing fails.
+    """Passes that are replayed as one CUDA graph where a batch has the largest shape, once that came often enough; as
+    they are for any other, for batches with maps, and where capturing fails.
 
     A replay calls no Python: what decides by numbers of the host, draws from their generators or watches layers must
-    not be captured. Hence only networks and functions that segexp, smp and timm provide are.
+    not be captured. Hence only runs without plugins are.
     """
 
     def __init__(self, passes: Passes, parameters: Sequence[torch.nn.Parameter], other_bytes: int) -> None:
@@ -103,11 +104,12 @@ class Captured:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if maps:
             return self.passes(images_NCHW, masks_NHW, maps)
-        self.seen[images_NCHW.shape] += 1
-        if not self.tried and self.seen[images_NCHW.shape] > CAPTURED_AFTER:
+        shape = images_NCHW.shape
+        self.seen[shape] += 1
+        if not self.tried and self.seen[shape] > CAPTURED_AFTER and shape.numel() == max(s.numel() for s in self.seen):
             self.tried = True
             self._capture(images_NCHW, masks_NHW)
-        if self.replay is None or images_NCHW.shape != self.inputs[0].shape:
+        if self.replay is None or shape != self.inputs[0].shape:
             return self.passes(images_NCHW, masks_NHW, maps)
         for kept, given in zip(self.inputs, (images_NCHW, masks_NHW), strict=True):
             kept.copy_(given)
@@ -118,7 +120,8 @@ class Captured:
         return loss, counts_NF3, frac_nonfinite
 
     def _capture(self, images_NCHW: torch.Tensor, masks_NHW: torch.Tensor) -> None:
-        if not is_small(images_NCHW.device, self.other_bytes):
+        if not has_room(images_NCHW.device, self.other_bytes):
+            log.info("training steps are not captured as a CUDA graph: they take too much of the card's memory")
             return
         inputs = [images_NCHW.clone(), masks_NHW.clone()]
         try:
@@ -133,10 +136,24 @@ class Captured:
         self.gradients = [parameter.grad for parameter in self.parameters]
 
 
-def is_small(device: torch.device, other_bytes: int) -> bool:
-    """Whether what this process took at most, without these bytes, is a small part of the memory of the card."""
-    total = torch.cuda.get_device_properties(device).total_memory
-    return torch.cuda.max_memory_allocated(device) - other_bytes <= CAPTURED_SHARE * total
+def has_room(device: torch.device, other_bytes: int) -> bool:
+    """Whether what this run took at most, without these bytes, is a small part of the memory of the card, of which
+    twice as much is free: other processes may use it."""
+    taken = torch.cuda.max_memory_allocated(device) - other_bytes
+    if taken > CAPTURED_SHARE * torch.cuda.get_device_properties(device).total_memory:
+        return False
+    torch.cuda.empty_cache()  # of earlier steps: a graph has memory of its own
+    return torch.cuda.mem_get_info(device)[0] >= 2 * taken
+
+
+@functools.cache
+def _stream(device: int) -> torch.cuda.Stream:
+    """One for all captures: libraries keep memory for each stream."""
+    return torch.cuda.Stream(device)
+
+
+_FAILED: list[torch.cuda.CUDAGraph] = []
+"""Captures that failed: some versions of torch go on asking them whether memory is theirs."""
 
 
 def captured(
@@ -146,15 +163,15 @@ def captured(
 
     Not `torch.cuda.graph`, which collects garbage and forbids other threads, which prepare batches, to use the device.
     """
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    graph, stream = torch.cuda.CUDAGraph(), _stream(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
-    torch.cuda.empty_cache()  # of earlier steps: the graph has memory of its own
     with torch.cuda.stream(stream):
         try:
             graph.capture_begin(capture_error_mode="thread_local")
             outputs = passes()
             graph.capture_end()
-        except Exception:
+        except BaseException:
+            _FAILED.append(graph)
             with suppress(RuntimeError):
                 graph.capture_end()
             # Whatever has failed, the generator of random numbers only leaves a capture that ends well.

@@ -435,6 +435,13 @@ def test_durations_are_compared_on_the_machine_where_every_arm_ran(runs: Runs):
     assert [found["n_timed"] for found in runs.ask("cost").rows] == [1, 1]
 
 
+def test_runs_that_were_not_captured_are_noted_beside_those_that_were(runs: Runs):
+    rows = {"epochs": epochs([0.5]), "timings": timings(3)}
+    for arm, captured in (("a", True), ("b", False)):
+        runs.add(arm, rows, {"n_train": 30}, device={"type": "cuda", "name": "x", "threads": 1, "captured": captured})
+    assert told(runs.ask("cost"), "CUDA graph", "1 of 2", "b 1")
+
+
 @pytest.mark.parametrize(
     "other", [{"host": "b"}, {"device": {"type": "cuda", "name": "x", "threads": 1}}, {"device": None}]
 )

@@ -192,8 +192,9 @@ def test_replayed_steps_are_the_steps(tmp_path: Path, monkeypatch: pytest.Monkey
         return begin(config, task)
 
     monkeypatch.setattr("segexp.running.execute.begin", begun)
-    monkeypatch.setattr(loop, "CAPTURED_ON", ("cpu",))
-    monkeypatch.setattr(on_gpu, "is_small", lambda device, other_bytes: True)
+    for module in ("training.loop", "running.execute"):
+        monkeypatch.setattr(f"segexp.{module}.CAPTURED_ON", ("cpu",))
+    monkeypatch.setattr(on_gpu, "has_room", lambda device, other_bytes: True)
     monkeypatch.setattr(on_gpu, "captured", replayed_on_the_cpu)
     run = tiny_run(tmp_path / "run", *words)
     steps = read_table(run.run_dir / "epochs.csv", "epochs")["step"].max()

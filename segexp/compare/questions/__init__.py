@@ -270,12 +270,14 @@ def drawn(panels: Iterable[Panel]) -> tuple[Panel, ...]:
 def timed_alike(reading: Reading) -> set[Path]:
     """Directories of the runs whose durations may be compared: those on one machine, on which every arm ran.
 
-    A machine is host, device and threads; of several that with most runs is taken. What is left out is noted.
+    A machine is host, device and threads; of several that with most runs is taken. What is left out is noted, and runs
+    whose steps took longer because they were not captured as a CUDA graph.
     """
-    where = {}
+    where, captured = {}, {}
     for run in (run for runs in reading.runs.values() for run in runs):
         device = run.record.get("device") or {}
         name = f"{device.get('type')} ({device.get('name')})"
+        captured[run.path] = device.get("captured")
         where[run.path] = f"host {run.record.get('host')}, {name}, {device.get('threads')} threads"
     arms = [{where[run.path] for run in runs} for runs in reading.runs.values() if runs]
     shared = set.intersection(*arms) if arms else set()
@@ -286,7 +288,12 @@ def timed_alike(reading: Reading) -> set[Path]:
             reading.note("no durations, because no machine (host, device, threads) ran every arm", run)
         elif where[run.path] != chosen:
             reading.note(f"no durations, because they did not run on the machine of every arm: {chosen}", run)
-    return {path for path, machine in where.items() if machine == chosen}
+    alike = {path for path, machine in where.items() if machine == chosen}
+    if len({captured[path] for path in alike}) > 1:
+        for run in (run for runs in reading.runs.values() for run in runs if run.path in alike):
+            if not captured[run.path]:
+                reading.note("not captured as a CUDA graph, as others are: a step may take several times as long", run)
+    return alike
 
 
 # The questions

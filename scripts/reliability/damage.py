@@ -65,13 +65,13 @@ READERS = (["compare", "{study}", "--json"], ["status", "{study}"], ["show", "{r
 
 
 def result_of(said: Said, words: list[str], own: Path) -> list[str]:
-    """What a command says of results, line by line: all it prints without paths and sizes of files; of JSON without the
-    warnings, which `told` has."""
+    """What a command says of results, line by line: all it prints without paths and sizes of files, and the widths of
+    columns with these; of JSON without the warnings, which `told` has."""
     text = said.out
     if "--json" in words and said.code == 0:
         text = json.dumps(json.loads(text, object_hook=_unwarned), indent=1)
     shown = re.sub(r"[\d.,]+ [KMG]?i?B\b", "SIZE", text.replace(str(own), "OWN"))
-    return [re.sub(r"\s+", " ", line) for line in shown.splitlines()]
+    return [re.sub(r"-{3,}", "---", re.sub(r"\s+", " ", line)) for line in shown.splitlines()]
 
 
 def _unwarned(content: dict[str, Any]) -> dict[str, Any]:

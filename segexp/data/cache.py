@@ -251,4 +251,7 @@ def _read(place: Path, read: Callable[[Path], T], report: bool = True) -> T | No
         return None
     with suppress(OSError):
         os.utime(place / "entry.json")
+    if place.with_suffix(".lock").exists() and (file := _try_lock(place)):  # of a process that was killed
+        discard(place.with_suffix(".partial"))
+        _unlock(place, file)
     return found

@@ -375,6 +375,22 @@ def test_after_a_killed_process_the_next_one_succeeds(root: Path, tmp_path: Path
     assert not list(folder().glob("*.*"))
 
 
+def test_a_lock_of_a_process_that_was_killed_at_the_very_end_is_removed(root: Path, decoded: list[str]) -> None:
+    """When its entry was whole: nothing is made again, and no later entry would clear it."""
+    make_reader(loaded(root).image_set, FIT)(0)
+    entry, read = images_entry().path, len(decoded)
+    entry.with_suffix(".lock").touch()
+    entry.with_suffix(".partial").mkdir()
+    make_reader(loaded(root).image_set, FIT)(0)
+    assert len(decoded) == read
+    assert not list(folder().glob("*.*"))
+    holder = cache._try_lock(entry)  # one that is at work
+    assert holder is not None
+    make_reader(loaded(root).image_set, FIT)(0)
+    assert entry.with_suffix(".lock").exists()
+    cache._unlock(entry, holder)
+
+
 def test_a_process_that_waits_can_be_interrupted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "heed_interrupts", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     folder().mkdir(parents=True)

@@ -79,7 +79,7 @@ def read_decision(study: Path, begins: bool = False) -> Decision | None:
     entries = read_json(path, study)
     if not isinstance(entries, list) or not entries or not all(isinstance(one, dict) for one in entries):
         raise UsageError(cure)
-    if [one.pop("sha256", None) for one in entries] != _checksums(entries) or taken > f"{len(entries) - 1:03}":
+    if [one.pop("sha256", None) for one in entries] != checksums(entries) or taken > f"{len(entries) - 1:03}":
         raise UsageError(cure)
     if not (entries[0].keys() >= _DESIGN and all(one.keys() >= _LOOK for one in entries[1:])):
         raise UsageError(cure)
@@ -97,14 +97,14 @@ def write_decision(decision: Decision) -> None:
     if known and known.looks and (known.design, known.looks) != (no_nan(decision.design), decision.looks[:-1]):
         raise UsageError(f"{decision.path} has changed meanwhile: another `segexp decide` works on this study")
     entries = no_nan(decision.design), *decision.looks
-    sums = _checksums(entries)
+    sums = checksums(entries)
     write_json(decision.path, [{**entry, "sha256": one} for entry, one in zip(entries, sums, strict=True)])
     counted = decision.path.parent / LOCK / "looks"
     counted.parent.mkdir(exist_ok=True)
     write_atomic(counted, f"{len(decision.looks):03}")
 
 
-def _checksums(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+def checksums(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """Of each entry and all before it."""
     sums = [""]
     for entry in entries:

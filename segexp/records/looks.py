@@ -8,6 +8,7 @@ from typing import Any
 
 from segexp.errors import UsageError
 from segexp.records import write_json
+from segexp.records.decision import checksums
 from segexp.records.files import read_json
 from segexp.records.formatting import pluralize
 from segexp.records.runs import Run
@@ -38,7 +39,9 @@ def look(runs: Sequence[Run], arm_of: Callable[[Run], str], fewest: int) -> list
             # One arm alone is compared with nothing.
             if len(now) > 1 and all(one["seeds"] != now for one in looks):
                 moment = datetime.now(UTC).isoformat(timespec="seconds")
-                write_json(study / FILE, [*looks, {"date": moment, "seeds": now}])
+                looks_now = [*looks, {"date": moment, "seeds": now}]
+                sums = checksums(looks_now)
+                write_json(study / FILE, [one | {"sha256": of} for one, of in zip(looks_now, sums, strict=True)])
         except (OSError, UsageError) as error:
             warnings.append(f"{study / FILE}: this look was not noted, so seeds added later go unnoticed ({error})")
         else:
@@ -59,6 +62,11 @@ def _read(path: Path) -> list[dict[str, Any]]:
     )  # fmt: skip
     if not known:
         raise UsageError(f"{path} is no list of looks: remove it")
+    given = [one.pop("sha256", None) for one in looks]  # earlier versions wrote none
+    if any(one not in (None, of) for one, of in zip(given, checksums(looks), strict=True)):
+        raise UsageError(
+            "it was changed after segexp wrote it: restore it, or remove it and add no more seeds"
+        )
     return looks
 
 

@@ -58,6 +58,29 @@ def test_what_cannot_be_read_is_said_and_kept(tmp_path: Path, content: str):
     assert (study / FILE).read_text() == content
 
 
+@pytest.mark.parametrize("edit", ["seed", "date", "first look gone", "none"])
+def test_an_edited_look_is_noticed(tmp_path: Path, edit: str):
+    """But not one without a checksum, of an earlier version."""
+    study = tmp_path / "s"
+    make_pair(study)
+    compare([study])
+    add_seeds(study, 3)
+    compare([study])
+    looks = json.loads((study / FILE).read_text())
+    if edit == "seed":
+        next(iter(looks[0]["seeds"].values())).pop()
+    elif edit == "date":
+        looks[1]["date"] = "2020-01-01"
+    elif edit == "first look gone":
+        looks.pop(0)
+    else:
+        looks = [{key: value for key, value in one.items() if key != "sha256"} for one in looks]
+    (study / FILE).write_text(json.dumps(looks))
+    warnings = [w for w in compare([study]).warnings if FILE in w]
+    assert one_mentions(warnings, "changed after") if edit != "none" else not warnings
+    assert bool(added(study)) == (edit == "none")
+
+
 def test_one_arm_alone_is_no_look(tmp_path: Path):
     make_arm(tmp_path / "s", "sigmoid", drawn(5, 60)[1])
     with pytest.raises(UsageError):

@@ -37,7 +37,7 @@ from segexp.compare.verdict import compare
 from segexp.config import Config
 from segexp.config.compose import hydra_session
 from segexp.errors import UsageError
-from segexp.records.decision import FILE, _checksums, read_decision
+from segexp.records.decision import FILE, checksums, read_decision
 from segexp.records.files import MOST_BYTES
 
 Captured = pytest.CaptureFixture[str]
@@ -241,7 +241,7 @@ def resealed(change: Callable[[Any], Any]) -> Callable[[Path], None]:
     def apply(study: Path) -> None:
         entries = [{key: value for key, value in one.items() if key != "sha256"} for one in entries_of(study)]
         change(entries)
-        put(study, [{**one, "sha256": sha} for one, sha in zip(entries, _checksums(entries), strict=True)])
+        put(study, [{**one, "sha256": sha} for one, sha in zip(entries, checksums(entries), strict=True)])
 
     return apply
 

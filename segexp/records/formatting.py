@@ -20,12 +20,12 @@ def text_table(rows: Sequence[Row], width: int = 100, right: Collection[str] = (
     """Aligned columns under a header, in lines of about ``width``. right: names of columns aligned at the right.
 
     Long cells and titles are wrapped at blanks, words that are too long for their column after a comma, semicolon or
-    slash, else in the middle.
+    slash, else in the middle. Of a cell, `LONGEST_CELL` characters are shown.
     """
     if not rows:
         return "(none)"
     names = list(rows[0])
-    cells = [names, *([_plain(row[name]) for name in names] for row in rows)]
+    cells = [names, *([_cut(_plain(row[name])) for name in names] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
     whole = [max(_longest(line[i]) for line in cells) for i in range(len(names))]
     below = [max(_longest(cells[0][i]), *(len(line[i]) for line in cells[1:])) for i in range(len(names))]
@@ -47,6 +47,13 @@ def text_table(rows: Sequence[Row], width: int = 100, right: Collection[str] = (
             ]
             lines.append("  ".join(sides).rstrip())
     return "\n".join(lines)
+
+
+LONGEST_CELL = 10_000
+
+
+def _cut(cell: str) -> str:
+    return cell if len(cell) <= LONGEST_CELL else f"{cell[:LONGEST_CELL]} ... ({len(cell):,} characters)"
 
 
 def _longest(cell: str) -> int:

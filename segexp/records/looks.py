@@ -64,9 +64,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
         raise UsageError(f"{path} is no list of looks: remove it")
     given = [one.pop("sha256", None) for one in looks]  # earlier versions wrote none
     if any(one not in (None, of) for one, of in zip(given, checksums(looks), strict=True)):
-        raise UsageError(
-            "it was changed after segexp wrote it: restore it, or remove it and add no more seeds"
-        )
+        raise UsageError("it was changed after segexp wrote it: restore it, or remove it and add no more seeds")
     return looks
 
 

@@ -119,3 +119,9 @@ def test_equal_figures_are_equal_files(kind: str) -> None:
         figure.subplots().plot([0, 1], marker="o")  # a marker and a clip have ids in SVG
         written.append(image_bytes(figure, kind))
     assert written[0] == written[1]
+
+
+def test_a_cell_of_millions_of_characters_is_cut():
+    text = text_table([{"a": "x" * 10**7, "b": "end"}])
+    assert len(text) < 20_000
+    assert "10,000,000 characters" in " ".join(text.split()).replace("- ", "")

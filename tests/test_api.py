@@ -28,7 +28,9 @@ PUBLIC = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*PUBLIC, "api"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("run", "load", "audit"))) for n in (*PUBLIC, "api")]
+)
 def test_every_public_function_and_the_module_have_examples_that_run(name: str) -> None:
     finder = doctest.DocTestFinder(recurse=False)
     (examples,) = finder.find(getattr(segexp, name), name, module=False, globs={})
@@ -247,6 +249,7 @@ def test_loaded_network_takes_any_size_and_depth(done: Outcome) -> None:
     assert not model.train().network.training  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_loaded_network_pads_as_the_run_did(tmp_path: Path) -> None:
     """Images of odd sizes, padded: the probabilities are those of predictions/."""
     draw, masks = np.random.default_rng(0), np.zeros((12, 37, 45), dtype=np.uint8)

@@ -178,7 +178,8 @@ def test_bad_usage_is_answered_in_one_line(
     small = [
         o for o in SMALL if not any(o.split("=")[0] in w or w == "dataset=folder" or w[0] == "-" for w in words[1:])
     ]
-    printed = refusal(*words, *(small if words[0] == "train" else []))
+    composed = words[0] == "train" or (words[0] == "tune" and any(word.startswith("activation=") for word in words))
+    printed = refusal(*words, *(small if composed else []))
     assert [name for name in named if name not in printed] == []
 
 

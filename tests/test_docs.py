@@ -138,7 +138,8 @@ def test_every_entry_has_a_small_plot() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=[pytest.mark.slow] * (page == "docs/python.md")) for page in EXAMPLES]
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] * (page in ("docs/python.md", "README.md"))) for page in EXAMPLES],
 )
 def test_python_examples_run(page: str) -> None:
     text = "\n".join(blocks(REPOSITORY / page, "python"))

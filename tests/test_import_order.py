@@ -283,6 +283,7 @@ def test_compare_imports_what_it_needs(tmp_path: Path):
     assert (code, imported) == (0, ["numpy", "pandas", "scipy"])
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_reported_without_torch(tmp_path: Path):
     spec = prepare(tiny_config(tmp_path))
     config = dict.fromkeys(("metrics.empty_policy",), "reference")
@@ -294,6 +295,7 @@ def test_a_finished_run_is_reported_without_torch(tmp_path: Path):
     assert (code, set(imported) & {*HEAVY, "matplotlib"}) == (0, set())
 
 
+@pytest.mark.slow
 def test_the_doctor_imports_torch_alone(tmp_path: Path):
     ((_, _, imported),) = probe([["doctor"]], tmp_path)
     assert set(imported) & {*HEAVY, "torch._dynamo"} == {"torch"}

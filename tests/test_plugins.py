@@ -591,8 +591,11 @@ def done(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("end", [
-    "raise SystemExit(0)", "raise GeneratorExit", "import os; os._exit(0)",
-    *(pytest.param(end, marks=pytest.mark.slow) for end in ("import sys; sys.exit()", "exit()")),
+    "raise SystemExit(0)",
+    *(
+        pytest.param(end, marks=pytest.mark.slow)
+        for end in ("raise GeneratorExit", "import os; os._exit(0)", "import sys; sys.exit()", "exit()")
+    ),
 ])  # fmt: skip
 def test_a_plugin_does_not_end_a_run_as_if_it_were_done(
     end: str, write: Write, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
@@ -637,6 +640,7 @@ def test_log_dry_run_and_comparison_say_which_plugin_was_used(
     assert provenance_of([done], [run_at(done)] * 2)["plugins"][f"loss=powered:{version}"] == 2
 
 
+@pytest.mark.slow
 def test_only_runs_that_use_an_entry_depend_on_its_plugin(parts: Path, tmp_path: Path) -> None:
     without = prepare(tiny_config(tmp_path))
     plugins.use([parts])
@@ -757,6 +761,7 @@ def test_a_pending_run_says_which_plugin_it_needs(parts: Path, tmp_path: Path) -
         assert mentions(error.value, *named)
 
 
+@pytest.mark.slow
 def test_a_study_is_not_resumed_in_part_where_a_plugin_is_missing(parts: Path, tmp_path: Path) -> None:
     plugins.use([parts])
     planned([f"outputs={tmp_path}", "hidden_activation=twice,native", "seed=1,2", "study.name=s"])

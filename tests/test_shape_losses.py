@@ -146,6 +146,7 @@ SUM = ("loss=sum", "loss.terms={dice: 1, boundary: 0.01, hausdorff_dt: {weight: 
 FOREGROUND = range(1, 2)
 
 
+@pytest.mark.slow
 def test_batches_have_the_maps_of_the_augmented_masks(tmp_path: Path) -> None:
     """Whatever process prepares them."""
     made = []

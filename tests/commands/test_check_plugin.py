@@ -279,6 +279,7 @@ def test_a_right_plugin_passes_with_notes_on_what_it_does_not_state(capsys: Capt
     assert "did you mean out?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_is_right_with_limits_is_noted(capsys: Captured) -> None:
     """F alone with the rounding of its tails; a spatial activation; and a broken loss, which is its own failure."""
     Path("parts.py").write_text(

@@ -19,8 +19,9 @@ DRAWN = [n for n, e in OUTPUT_ACTIVATIONS.items() if e.log_odds is not None and 
 
 
 @pytest.mark.parametrize(("suffix", "magic", "words"), [
-    (".png", b"\x89PNG", ["--output", ",".join(DRAWN)]),
-    (".pdf", b"%PDF", []),
+    pytest.param(".png", b"\x89PNG", ["--output", ",".join(DRAWN)], marks=pytest.mark.slow),
+    pytest.param(".pdf", b"%PDF", [], marks=pytest.mark.slow),
+    (".pdf", b"%PDF", ["--output", "sigmoid"]),
     (".svg", b"<?xml", ["--hidden", "relu"]),
 ])  # fmt: skip
 def test_every_format(suffix: str, magic: bytes, words: list[str], tmp_path: Path) -> None:
@@ -106,6 +107,7 @@ def test_a_jump_of_a_derivative_is_a_gap() -> None:
     assert [np.isnan(lines[name].get_ydata()).sum() for name in ("relu", "tanh", "sine")] == [1, 0, 0]
 
 
+@pytest.mark.slow
 def test_many_hidden_activations_have_a_panel_each_before_relu() -> None:
     """From one more than there are colours; `all` is every one that is a function."""
     assert len(hidden_figure(function_names()[: len(COLOURS)]).axes) == 2

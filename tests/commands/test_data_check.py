@@ -51,6 +51,7 @@ def test_a_usable_set_and_its_sheet(tmp_path: Path, capsys: Captured, monkeypatc
     assert not list(tmp_path.glob("outputs*"))
 
 
+@pytest.mark.slow
 def test_bad_files_are_listed_and_the_others_checked(tmp_path: Path, capsys: Captured) -> None:
     root = images(tmp_path / "data")
     (root / "images" / "03.png").write_bytes(b"no image")
@@ -193,6 +194,7 @@ def test_a_data_set_must_be_named(words: list[str], capsys: Captured) -> None:
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_every_class_is_on_the_sheet_in_its_colour(tmp_path: Path) -> None:
     words = ["lesions_small", "dataset.num_classes=4", "dataset.class_colors=['#000000','#ff0000','#00ff00','#0000ff']"]
     path = tmp_path / "sheet.png"

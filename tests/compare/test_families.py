@@ -241,6 +241,7 @@ def test_what_cannot_be_scored_is_refused_with_what_can(
     assert (output.err.count("\n"), output.out) == (1, "")
 
 
+@pytest.mark.slow
 def test_the_report_shows_further_metrics(
     organs: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -67,6 +67,7 @@ def test_answers_are_equal_with_and_without(study: Path, answers: Ask, monkeypat
     assert none_read == {}
 
 
+@pytest.mark.slow
 def test_answers_are_equal_where_compare_has_read_nothing(study: Path) -> None:
     result = compare([study])
     (block,) = result.blocks
@@ -76,7 +77,10 @@ def test_answers_are_equal_where_compare_has_read_nothing(study: Path) -> None:
     assert [repr(one) for one in ask(names, arms)] == [repr(one) for one in known]
 
 
-@pytest.mark.parametrize("change", ["added", "removed", "edited", "touched", "record"])
+@pytest.mark.parametrize(
+    "change",
+    ["added", "edited", *(pytest.param(change, marks=pytest.mark.slow) for change in ("removed", "touched", "record"))],
+)
 def test_only_changed_runs_are_read(
     study: Path, answers: Ask, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +106,9 @@ def test_only_changed_runs_are_read(
     assert ("bins.csv" in "".join(found)) == (change in ("edited", "record"))
 
 
-@pytest.mark.parametrize("damage", ["cut", "a byte", "empty", "code"])
+@pytest.mark.parametrize(
+    "damage", ["a byte", "code", *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("cut", "empty"))]
+)
 def test_what_is_damaged_or_of_other_code_is_made_again(
     study: Path, answers: Ask, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

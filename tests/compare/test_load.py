@@ -420,6 +420,7 @@ def test_two_runs_of_one_name_are_not_mixed_up(tmp_path: Path):
     assert one_mentions(loaded.problems, "another run", "run_id same")
 
 
+@pytest.mark.slow
 def test_comparing_does_not_import_torch(tmp_path: Path):
     make_pair(tmp_path / "study", n_seeds=3)
     code = (

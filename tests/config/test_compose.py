@@ -36,6 +36,14 @@ PRESETS = sorted(
     f"{p.parent.name}/{p.name}" for p in CONFIGS.glob("*/*.yaml") if p.parent.name not in (*STUDY_VARIANTS, "claims")
 )
 """Presets with values of their own; those of the variants of a study stand in test_studies.py, and claims are none."""
+LIKE_OTHERS = {
+    *(path for path in PRESETS if path.startswith("backbone/") and path != "backbone/resnet18.yaml"),
+    *(f"augment/{name}.yaml" for name in ("light", "strong")),
+    *(f"study/{name}.yaml" for name in ("pairs", "tail_ladder", "hidden", "nieradzik2021")),
+    *(f"dataset/{name}.yaml" for name in ("acdc", "ade20k", "camvid", "cityscapes", "drive", "isic2018", "isles2018")),
+    *(f"dataset/{name}.yaml" for name in ("kvasir_seg", "msd_prostate", "oxford_pets", "voc2012")),
+}
+"""Those of which tests/data/test_presets.py and tests/sweep/test_studies.py compose each as well, and backbones."""
 SCHEMAS: dict[str, type] = {"backbone": BackboneConfig, "augment": AugmentConfig, "study": StudyConfig}
 CONTENT = {"dataset": "d", "split": "s", "weights": ""}
 
@@ -63,7 +71,9 @@ def refusal(*overrides: str, extra: list[str]) -> str:
 # The files under configs/
 
 
-@pytest.mark.parametrize("path", PRESETS)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=[pytest.mark.slow] * (path in LIKE_OTHERS)) for path in PRESETS]
+)
 def test_every_preset_composes_and_gives_each_field_of_its_group_a_value(path: str, session: list[str]) -> None:
     """A preset that leaves a field out, or has one that the code does not know, would be found by the user."""
     group, name = path.removesuffix(".yaml").split("/")

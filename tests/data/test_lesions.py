@@ -13,6 +13,7 @@ from segexp.data.lesions import LesionsConfig, open_lesions
 from segexp.errors import UsageError
 from segexp.registry import fields_of
 
+SLOW = pytest.mark.slow
 CONFIG_FILE = Path(__file__).parents[2] / "configs" / "dataset" / "lesions.yaml"
 
 
@@ -43,7 +44,7 @@ VARIED |= {"distractors": 8.0, "noise": 0.2, "seed": 5}
         {"num_classes": 5, "channels": 2, "image_size": 96, "label_noise": 1.0},
         "1bb2bd35e67abfd85b2e32c121343f14af1142cc4def4413ea96a6d093f3133d",
     ),
-    (VARIED, "ff18b4d76eeeca0d2475fa87743f6b91227a6be8edf8397606b9212c2d224b77"),
+    pytest.param(VARIED, "ff18b4d76eeeca0d2475fa87743f6b91227a6be8edf8397606b9212c2d224b77", marks=SLOW),
 ])  # fmt: skip
 def test_pixels_are_frozen(options: dict[str, Any], sha256: str) -> None:
     assert fingerprint(open_lesions(config_with(number=12, **options))) == sha256
@@ -80,13 +81,13 @@ def test_pixels_depend_neither_on_the_order_of_reading_nor_on_the_number_of_imag
         assert np.array_equal(few.read(index).mask_HW, backwards[index].mask_HW)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("share", [0.5, *(pytest.param(share, marks=SLOW) for share in (0.0, 0.05, 1.0))])
 def test_empty_share(share: float) -> None:
     _, mask_NHW = pixels(number=100, image_size=32, empty_share=share)
     assert np.mean(~mask_NHW.any(axis=(1, 2))) == pytest.approx(share, abs=0.02)
 
 
-@pytest.mark.parametrize("fraction", [0.01, 0.05, 0.12, 0.3])
+@pytest.mark.parametrize("fraction", [0.12, *(pytest.param(fraction, marks=SLOW) for fraction in (0.01, 0.05, 0.3))])
 def test_foreground_fraction(fraction: float) -> None:
     _, mask_NHW = pixels(number=100, image_size=48, foreground_fraction=fraction, empty_share=0.0)
     share_N = (mask_NHW > 0).mean(axis=(1, 2))
@@ -94,7 +95,7 @@ def test_foreground_fraction(fraction: float) -> None:
     assert share_N.min() > 0
 
 
-@pytest.mark.parametrize("num_classes", [2, 3, 5])
+@pytest.mark.parametrize("num_classes", [3, *(pytest.param(number, marks=SLOW) for number in (2, 5))])
 def test_every_class_occurs_about_equally_often(num_classes: int) -> None:
     _, mask_NHW = pixels(number=100, image_size=32, num_classes=num_classes)
     area_K = np.bincount(mask_NHW.ravel(), minlength=num_classes)[1:]
@@ -114,6 +115,7 @@ def test_contrast() -> None:
     assert brightness_above_tissue(contrast=0.4) == pytest.approx(0.4 * 255, abs=25)
 
 
+@pytest.mark.slow
 def test_distractors_are_as_bright_as_lesions_and_outside_the_mask() -> None:
     bare, full = pixels(number=60, distractors=0.0, noise=0.0), pixels(number=60, noise=0.0)
     assert np.array_equal(bare[1], full[1])
@@ -130,11 +132,13 @@ def steepness(image_NHWC: np.ndarray, mask_NHW: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(("option", "value", "measure", "expected"), [
-    ("noise", 0.05, lambda x, bare, _: (x - bare)[bare < 200].std() / 255, 0.05),
+    pytest.param("noise", 0.05, lambda x, bare, _: (x - bare)[bare < 200].std() / 255, 0.05, marks=SLOW),
     ("noise", 0.1, lambda x, bare, _: (x - bare)[bare < 200].std() / 255, 0.1),
-    ("distractors", 2.0, lambda x, bare, _: np.mean(x - bare > 25), 0.038),
+    pytest.param("distractors", 2.0, lambda x, bare, _: np.mean(x - bare > 25), 0.038, marks=SLOW),
     ("distractors", 4.0, lambda x, bare, _: np.mean(x - bare > 25), 0.076),
-    ("boundary_blur", 1.0, lambda x, bare, mask: steepness(x, mask) / steepness(bare, mask), 0.36),
+    pytest.param(
+        "boundary_blur", 1.0, lambda x, bare, mask: steepness(x, mask) / steepness(bare, mask), 0.36, marks=SLOW
+    ),
     ("boundary_blur", 3.0, lambda x, bare, mask: steepness(x, mask) / steepness(bare, mask), 0.15),
     # Further kinds have another texture, and nothing else changes; further channels add to the first.
     ("num_classes", 5, lambda x, bare, mask: [np.abs(x - bare)[m].mean() for m in (mask < 2, mask > 1)], [0, 42]),

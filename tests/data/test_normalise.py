@@ -82,7 +82,7 @@ def run_on(folder: Path, change: type, factor: float, shift: float, *overrides: 
 
 
 @pytest.mark.parametrize("rule", [
-    "train", "image", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("percentile", "ct(-1000,1000)")),
+    "train", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("image", "percentile", "ct(-1000,1000)")),
 ])  # fmt: skip
 def test_a_run_on_signed_values_takes_them_as_they_are_stored(tmp_path: Path, rule: str) -> None:
     outcome = run_on(tmp_path, np.int16, 4, -300, f"dataset.normalise='{rule}'")
@@ -102,6 +102,7 @@ def test_a_run_on_signed_values_takes_them_as_they_are_stored(tmp_path: Path, ru
             network(stored.to(torch.uint8))
 
 
+@pytest.mark.slow
 def test_the_scale_of_floating_images_does_not_matter_under_train(tmp_path: Path) -> None:
     one = run_on(tmp_path / "a", np.float32, 1, 0).summary
     other = run_on(tmp_path / "b", np.float32, 1024, 0).summary
@@ -115,7 +116,7 @@ def test_one_name_for_each_channel(tmp_path: Path) -> None:
     assert prepare(tiny_config(tmp_path, "dataset.channels=2", "dataset.channel_names=[T1,T2]"))
 
 
-@pytest.mark.parametrize("channels", [5, 32])
+@pytest.mark.parametrize("channels", [5, pytest.param(32, marks=pytest.mark.slow)])
 def test_every_channel_reaches_the_network_and_has_statistics_of_its_own(tmp_path: Path, channels: int) -> None:
     spec = prepare(tiny_config(tmp_path, "trainer.epochs=1"))
     scale_C, plain = np.arange(1, channels + 1), spec.image_set.read

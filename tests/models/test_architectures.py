@@ -54,6 +54,12 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 ]  # fmt: skip
 """What options change: sizes, branches of the decoder."""
 
+MANY_LAYERS = ("unetplusplus", "manet", "linknet", "fpn", "pan")
+SOME = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in MANY_LAYERS)) for name in ARCHITECTURES]
+)
+"""By default not those whose steps take longest."""
+
 EVERY = [*((name, {}) for name in ARCHITECTURES), *VARIANTS]
 
 
@@ -92,7 +98,7 @@ def test_each_says_what_it_is(name: str) -> None:
 # Training, at the smallest size
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@SOME
 def test_one_step_of_training_at_the_smallest_size(name: str) -> None:
     network = build(name, channels=3).train()
     size = min_size(ARCHITECTURES[name], options_of(name), encoder_of(name))
@@ -154,6 +160,7 @@ def test_what_is_refused_does_not_work(name: str, encoder: str, size: int) -> No
         check_forward(network, 1, 2, size)
 
 
+@pytest.mark.slow
 def test_sizes_that_an_encoder_of_timm_cannot_take_are_refused() -> None:
     """An encoder of one size at another, and one whose logits have another size than the image."""
     windows = build_network(
@@ -182,7 +189,7 @@ def test_trying_a_size_leaves_network_and_generators_alone() -> None:
 # Initial weights and the final convolution
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@SOME
 def test_the_final_bias_shifts_every_logit_and_enters_no_sha(name: str) -> None:
     network = build(name).eval()
     sha = init_sha(network)

@@ -53,7 +53,14 @@ def native() -> dict[str, torch.Tensor]:
     return weights(built("native").network)
 
 
-@pytest.mark.parametrize(("hidden", "gain"), [("tanh", 1.5925), ("sigmoid", 1.8462), ("identity", 1.0)])
+@pytest.mark.parametrize(
+    ("hidden", "gain"),
+    [
+        ("tanh", 1.5925),
+        pytest.param("sigmoid", 1.8462, marks=pytest.mark.slow),
+        pytest.param("identity", 1.0, marks=pytest.mark.slow),
+    ],
+)
 def test_layers_without_normalisation_have_the_gain_of_the_activation(
     hidden: str, gain: float, native: dict[str, torch.Tensor]
 ) -> None:

@@ -260,7 +260,7 @@ def test_one_module_in_several_places() -> None:
     assert names == ["encoder.0.act"] * 2 + ["encoder.1.act", "encoder.1.hidden_calls", "encoder.1.act", "decoder.1"]
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", "tu-convnext_tiny", "mit_b0"])
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-test_convnext", pytest.param("mit_b0", marks=pytest.mark.slow)])
 def test_call_sites_have_a_slope_per_channel_of_their_own(encoder: str) -> None:
     """As many as the layers before them give, also in tokens and in (N, H, W, C)."""
     network = unet(encoder, "cpu" if encoder == "mit_b0" else "meta")
@@ -290,7 +290,7 @@ def test_the_users_class_gets_the_channels_of_its_call_site(tmp_path: Path) -> N
     plugins.use([tmp_path / "mine.py"])
     try:
         assert [option.name for option in HIDDEN_ACTIVATIONS["shifted"].options] == ["scope", "start"]
-        network = unet("tu-convnext_tiny")
+        network = unet("tu-test_convnext")
         assert swapped(network, "shifted").escaped == {}
         sites = audit(network, 3, SIZE)[1]
         for site in sites:
@@ -376,5 +376,5 @@ def test_units_of_linear_layers_are_in_the_last_dimension() -> None:
     sites = audit(network, 3, SIZE)[1]
     assert {s.channel_dim for s in sites if s.module.startswith("encoder")} == {-1}  # tokens
     assert {s.channel_dim for s in sites if s.module.startswith("decoder")} == {1}
-    maps = audit(unet("tu-convnext_tiny"), 3, SIZE)[1]  # (N, H, W, C)
+    maps = audit(unet("tu-test_convnext"), 3, SIZE)[1]  # (N, H, W, C)
     assert {s.channel_dim for s in maps if s.module.startswith("encoder")} == {-1}

@@ -78,7 +78,11 @@ main(sys.argv[1:])
 """Runs a command until it imports torch, and prints the variables that torch will see."""
 
 
-@pytest.mark.parametrize("words", [["train"], ["train", "-m", "seed=0,1", "--dry-run"], ["doctor"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [["train"], pytest.param(["train", "-m", "seed=0,1", "--dry-run"], marks=pytest.mark.slow), ["doctor"]],
+    ids=" ".join,
+)
 def test_it_is_set_before_torch_is_imported(words: list[str], tmp_path: Path) -> None:
     settings = [] if words == ["doctor"] else [*TINY, "trainer.wait=passive", f"outputs={tmp_path}"]
     environment = {key: value for key, value in os.environ.items() if key not in WAIT_KEYS}

@@ -36,7 +36,7 @@ from segexp.records import write_table
 from segexp.report import drawing, figures
 from segexp.report.drawing import looks_of, styled
 from segexp.report.formats import how_to_read
-from segexp.report.page import Contents, arrange, page_of, write_figures, write_page, write_tables
+from segexp.report.page import MAX_EMBEDDED, Contents, arrange, page_of, write_figures, write_page, write_tables
 from segexp.report.samples import Samples, samples_of
 from segexp.report.svg import inline_svg
 
@@ -309,6 +309,7 @@ def test_a_page_that_would_become_too_large_shows_what_answers_most(
     assert mentions(shown, "--figures DIR", "Left out")
 
 
+@pytest.mark.slow
 def test_samples_that_do_not_fit_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_pictures(tmp_path, {"a": 0.5, "b": 0.6, "c": 0.7}, side=200)
     samples = samples_of([make_arm("sigmoid", 0.8, 1, [str(tmp_path)])])
@@ -343,8 +344,10 @@ def test_the_point_of_a_volume_leads_to_its_slice(tmp_path: Path) -> None:
     assert all(f'id="{target}"' in text for target, _ in links)
 
 
-def test_csv_files_above_a_megabyte_are_linked(tmp_path: Path) -> None:
-    made = contents(small_result(n_images=20_000), answers=False)
+def test_csv_files_above_a_megabyte_are_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MAX_EMBEDDED == 10**6
+    monkeypatch.setattr("segexp.report.page.MAX_EMBEDDED", 10_000)
+    made = contents(small_result(n_images=1_000), answers=False)
     path = tmp_path / "my report #1.html"
     written = write_page(path, made)
     assert written == [path, tmp_path / "my report #1-data" / "images.csv"]
@@ -352,7 +355,7 @@ def test_csv_files_above_a_megabyte_are_linked(tmp_path: Path) -> None:
     assert link["href"] == "my%20report%20%231-data/images.csv"
     with written[1].open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 20_000
+    assert len(rows) == 1_000
     first = made.result.blocks[0].comparisons[0].candidate_N
     assert first is not None
     assert float(rows[0]["of_candidate"]) == pytest.approx(first[0], abs=1e-6)
@@ -388,6 +391,7 @@ def test_figures_and_tables_for_a_paper(tmp_path: Path) -> None:
     assert [path for path in tables if "<script" in path.read_text("utf-8")] == []
 
 
+@pytest.mark.slow
 def test_a_dense_scatter_becomes_a_picture() -> None:
     few = make_comparison("a", "b", 0.01, n_images=200)
     many = make_comparison("a", "b", 0.01, n_images=4000)

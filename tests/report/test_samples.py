@@ -58,7 +58,7 @@ def test_worst_median_best_and_largest_disagreement(tmp_path: Path) -> None:
     assert "4 test images" in found.note
 
 
-@pytest.mark.parametrize(("side", "shown"), [(48, 48), (300, 300), (900, SIDE)])
+@pytest.mark.parametrize(("side", "shown"), [(48, 48), (300, 300), pytest.param(900, SIDE, marks=pytest.mark.slow)])
 def test_layers_have_the_size_of_the_image_and_show_map_and_outline(tmp_path: Path, side: int, shown: int) -> None:
     best = samples_of(make_arms(tmp_path, side=side)).samples[2]
     assert (best.width, best.height) == (shown, shown)

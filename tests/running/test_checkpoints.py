@@ -116,6 +116,7 @@ def test_a_damaged_last_pt_is_refused_and_removing_it_starts_over(
     assert tables(copied) == tables(done)
 
 
+@pytest.mark.slow
 @of_stopped
 def test_a_damaged_best_pt_is_refused_before_training_and_a_restart_ends_well(
     copied: Path, done: Path, capsys: pytest.CaptureFixture[str]

@@ -38,11 +38,17 @@ def test_every_class_is_scored_where_none_is_background(tmp_path: Path) -> None:
     assert (images.groupby(["split", "image_id"])["n_gt"].sum() == 32 * 32).all()
     assert "every class is scored" in read_run(run_dir)["notes"][0]
     assert any((run_dir / "predictions").glob("*_class0.png"))
-    draw_figures(run_dir)
-    assert (run_dir / "samples.png").stat().st_size > 10_000
     (loaded,) = load([run_dir]).runs
     assert loaded.state == "done"
     assert "class 0 is background" in scored_classes(tiny_config(tmp_path, words[0], words[2]))
+
+
+@pytest.mark.slow
+def test_every_class_is_drawn_where_none_is_background(tmp_path: Path) -> None:
+    words = ("dataset.num_classes=3", "dataset.background=none", "loss=ce", "trainer.epochs=1")
+    run_dir = tiny_run(tmp_path, *words).run_dir
+    draw_figures(run_dir)
+    assert (run_dir / "samples.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
@@ -77,6 +83,7 @@ def test_data_that_change_while_they_are_read_end_the_run(
     assert read_run(run_dir)["attempts"] == 2
 
 
+@pytest.mark.slow
 def test_data_that_change_later_do_not_change_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +117,7 @@ def test_a_sweep_runs_only_what_it_planned(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_groups_and_copies_that_were_trained_on_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", *of_folder(tmp_path / "data", f"outputs={tmp_path}", "trainer.epochs=1")]) == 0
     (run_dir,) = (tmp_path / "default").glob("data-*")

@@ -112,6 +112,7 @@ def test_another_data_set_of_the_same_kind(done: Outcome, capsys: Captured) -> N
     assert summary["threshold_tuned"] == done.summary["threshold_tuned"]
 
 
+@pytest.mark.slow
 def test_images_of_another_folder_are_seen_at_the_scale_of_training(done: Outcome, tmp_path: Path) -> None:
     """A folder's own default size is 256; the network was trained at 32."""
     draw = np.random.default_rng(0)
@@ -158,7 +159,12 @@ def test_what_was_evaluated_is_read_not_written(done: Outcome, capsys: Captured)
     evaluated(done.run_dir, "val-0.5", "--split", "val")
     assert "evaluated before" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == written
-    # Other conventions have a folder of their own.
+
+
+@pytest.mark.slow
+def test_other_conventions_have_a_folder_of_their_own(done: Outcome, capsys: Captured) -> None:
+    folder = evaluated(done.run_dir, "val-0.5", "--split", "val")
+    written = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
     assert cli.main(["evaluate", str(done.run_dir), "--split", "val", "metrics.boundary_band=5"]) == 0
     assert cli.main(["evaluate", str(done.run_dir), "--split", "val", "metrics.nsd=surface"]) == 0
     assert "contour length" in capsys.readouterr().out
@@ -171,6 +177,7 @@ def test_what_was_evaluated_is_read_not_written(done: Outcome, capsys: Captured)
         (folder / damage).write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_batch_size_counts_where_a_prediction_depends_on_it(tmp_path: Path) -> None:
     run = tiny_run(tmp_path, "activation=minmax_linear", "loss=dice", "trainer.epochs=1")
     own = row(evaluated(run.run_dir, "test-0.5"))
@@ -230,11 +237,17 @@ def test_refusals(words: tuple[str, ...], told: str, done: Outcome, capsys: Capt
 def test_two_at_once_do_not_write_one_folder(done: Outcome, capsys: Captured) -> None:
     folder = done.run_dir / "evaluations" / "train-0.5"
     folder.mkdir(parents=True)
+    with ownership(folder):
+        assert mentions(refused(capsys, done.run_dir, "--split", "train"), folder, "process", os.getpid())
+    folder.rmdir()
+
+
+@pytest.mark.slow
+def test_what_killed_evaluations_left_goes(done: Outcome) -> None:
+    folder = done.run_dir / "evaluations" / "train-0.5"
     dead = done.run_dir / "evaluations" / "killed"
     (dead / ".owner-1").mkdir(parents=True)
     (dead / "lock").touch()
-    with ownership(folder):
-        assert mentions(refused(capsys, done.run_dir, "--split", "train"), folder, "process", os.getpid())
     evaluated(done.run_dir, "train-0.5", "--split", "train")
     assert not list(dead.iterdir())
     dead.rmdir()
@@ -253,6 +266,7 @@ def test_a_run_without_a_tuned_threshold_has_none(summary: dict[str, Any], tmp_p
         threshold_of("tuned", config, {"summary": summary})
 
 
+@pytest.mark.slow
 def test_softmax_has_no_threshold(tmp_path: Path, capsys: Captured) -> None:
     of_three = tiny_run(tmp_path, "dataset.num_classes=3", "trainer.epochs=1")
     assert "use --threshold 0.5" in refused(capsys, of_three.run_dir, "--threshold", "tuned")

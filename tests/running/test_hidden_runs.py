@@ -74,6 +74,7 @@ def test_a_native_run_differs_by_the_parameters_alone(prelu: Path, native: Path)
     assert swapped["run_id"] != own["run_id"]
 
 
+@pytest.mark.slow
 def test_replaced_by_its_own_activation_a_network_trains_alike(native: Path, outputs: Path) -> None:
     """relu in the place of ReLU: the same scores, byte for byte, and the same looks inside."""
     relu, own = tables(tiny_run(outputs, SHARING, "hidden_activation=relu").run_dir), tables(native)
@@ -104,6 +105,7 @@ def test_evaluating_and_loading_give_the_network_with_what_it_learned(prelu: Pat
     assert all(value != pytest.approx(0.1, abs=1e-7) for value in learned)
 
 
+@pytest.mark.slow
 def test_slopes_of_channels_are_learned_and_loaded(tmp_path: Path) -> None:
     """A slope for each channel of each call site comes back, and the record has their mean and spread."""
     run = tiny_run(tmp_path, SHARING, "hidden_activation=prelu_channel", "trainer.epochs=1").run_dir
@@ -198,14 +200,16 @@ def test_gradients_too_small_for_half_precision_kill_no_unit(tmp_path: Path, mon
     assert not any("dead" in warning for warning in record_of(run.run_dir)["warnings"])
 
 
-def test_an_activation_that_overflows_fp16_is_refused_before_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_activation_that_overflows_fp16_is_refused_before_training(tmp_path: Path) -> None:
     for name in ("cloglog", "loglog"):
         with pytest.raises(UsageError, match=rf"precision=fp16 .*activation={name}.*trainer\.precision=bf16 or fp32"):
             tiny_run(tmp_path, f"activation={name}", "trainer.precision=fp16", "loss=ce")
     assert not list(tmp_path.rglob("run.json"))
-    # A run that was begun before is resumed, or skipped when it is done.
+
+
+@pytest.mark.slow
+def test_a_run_that_was_begun_with_what_overflows_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or skipped when it is done."""
     given = ("activation=cloglog", "trainer.precision=fp16", "trainer.epochs=1", "loss=dice")
     with monkeypatch.context() as patched:
         patched.setattr("segexp.running._check_precision", lambda config: None)

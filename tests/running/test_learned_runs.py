@@ -86,6 +86,7 @@ def test_the_report_gives_the_mean_of_what_was_learned(learned: Path, plain: Pat
     assert not [name for name in (*alone.rows[0], *alone.titles) if name.startswith("learned")]
 
 
+@pytest.mark.slow
 def test_a_continued_run_is_bit_equal(learned: Path, tmp_path: Path) -> None:
     interrupted_run(tmp_path, 2, *LEARNED)
     assert tables(tiny_run(tmp_path, *LEARNED).run_dir) == tables(learned)

@@ -59,13 +59,18 @@ def record(spec: RunSpec, status: str = "done", old: bool = False) -> Path:
     return spec.run_dir
 
 
-@pytest.mark.parametrize("options", [
-    (), ("dataset.limit=0.7",), ("split.folds=3", "split.fold=1"), ("split.per_seed=true",),
-    ("split.folds=3", "split.fold=1", "split.per_seed=true"),
+@pytest.mark.parametrize(("begun", "options"), [
+    ("largest_first", ()),
+    ("random", ("split.folds=3", "split.fold=1", "split.per_seed=true")),
+    *(pytest.param(begun, options, marks=pytest.mark.slow) for begun, options in (
+        ("random", ()), ("largest_first", ("split.folds=3", "split.fold=1", "split.per_seed=true")),
+        *((method, chosen) for method in ("largest_first", "random") for chosen in (
+            ("dataset.limit=0.7",), ("split.folds=3", "split.fold=1"), ("split.per_seed=true",),
+        )),
+    )),
 ], ids=str)  # fmt: skip
-@pytest.mark.parametrize("begun", ["largest_first", "random"])
 def test_a_study_on_the_split_of_the_other_method_is_refused(
-    options: tuple[str, ...], begun: str, words: list[str], tmp_path: Path
+    begun: str, options: tuple[str, ...], words: list[str], tmp_path: Path
 ) -> None:
     (other,) = {"largest_first", "random"} - {begun}
     usual = (*words, *GROUPED, *options)
@@ -145,20 +150,20 @@ def test_an_unfinished_run_of_an_earlier_version_is_resumed_on_its_split(words: 
     assert [job.spec.split for job in plan.jobs] == [spec.split]
 
 
-def test_each_seed_may_have_a_split_of_its_own(words: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("folds", [(), pytest.param(("split.folds=3", "split.fold=0,1"), marks=pytest.mark.slow)])
+def test_each_seed_may_have_a_split_of_its_own(folds: tuple[str, ...], words: list[str], tmp_path: Path) -> None:
     sweep = [*words, *GROUPED, f"outputs={tmp_path}", "seed=0,1,2", "activation=sigmoid,arctan", "loss=dice"]
-    for folds in ((), ("split.folds=3", "split.fold=0,1")):
-        with hydra_session() as extra:
-            jobs = make_plan([*sweep, *folds, "split.per_seed=true"], extra).jobs
-            fixed = make_plan([*sweep, *folds], extra).jobs
-        by_seed: dict[tuple[int, int | None], set[str]] = {}
-        for job in jobs:
-            by_seed.setdefault((job.spec.config.seed, job.spec.config.split.fold), set()).add(job.spec.split_sha)
-        assert {len(shas) for shas in by_seed.values()} == {1}, "the same for all arms"
-        assert len(set.union(*by_seed.values())) == len(by_seed)
-        assert len({job.spec.config_id for job in jobs}) == 2, "one for each arm"
-        assert len({job.spec.dataset_sha for job in jobs}) == 1
-        assert not {job.spec.identity for job in jobs} & {job.spec.identity for job in fixed}
+    with hydra_session() as extra:
+        jobs = make_plan([*sweep, *folds, "split.per_seed=true"], extra).jobs
+        fixed = make_plan([*sweep, *folds], extra).jobs
+    by_seed: dict[tuple[int, int | None], set[str]] = {}
+    for job in jobs:
+        by_seed.setdefault((job.spec.config.seed, job.spec.config.split.fold), set()).add(job.spec.split_sha)
+    assert {len(shas) for shas in by_seed.values()} == {1}, "the same for all arms"
+    assert len(set.union(*by_seed.values())) == len(by_seed)
+    assert len({job.spec.config_id for job in jobs}) == 2, "one for each arm"
+    assert len({job.spec.dataset_sha for job in jobs}) == 1
+    assert not {job.spec.identity for job in jobs} & {job.spec.identity for job in fixed}
 
 
 def test_a_limit_draws_the_same_images_for_each_seed(words: list[str], tmp_path: Path) -> None:
@@ -207,6 +212,7 @@ def test_leaving_out_each_group_is_a_sweep_over_folds(words: list[str], tmp_path
             prepared(tmp_path, *options, *more)
 
 
+@pytest.mark.slow
 def test_a_stratified_run_holds_the_rare_class_in_every_part(words: list[str], tmp_path: Path) -> None:
     """A class in 8 of 40 images; and it is another run on another split, also with a limit or a split for each seed."""
     root = tmp_path / "data"
@@ -234,7 +240,7 @@ def test_a_stratified_run_holds_the_rare_class_in_every_part(words: list[str], t
         prepared(tmp_path, *own, "split.stratify=true", LARGEST_FIRST)
 
 
-@pytest.mark.parametrize("ending", [".dcm", ".nii"])
+@pytest.mark.parametrize("ending", [".nii", pytest.param(".dcm", marks=pytest.mark.slow)])
 def test_files_of_one_slice_are_images_whose_patients_must_be_named(ending: str, tmp_path: Path) -> None:
     """They are no volumes: slices of a patient are not kept together, and cannot be scored as a whole."""
     root = tmp_path / "data"

@@ -404,6 +404,7 @@ def test_beside_a_study_with_a_fixed_number_of_seeds(training: Training, undistu
         assert found["arctan"]["overall"]["share"] == pytest.approx(1 / 9)
 
 
+@pytest.mark.slow
 def test_nothing_that_is_printed_ignores_looks(training: Training, capsys: Captured) -> None:
     """No interval of one look, no p without its share: of seeds won, of ranks, of interactions, over data sets."""
 

@@ -193,6 +193,7 @@ def test_without_weights_random_ones_are_probed(tmp_path: Path, monkeypatch: Pat
 # What is printed
 
 
+@pytest.mark.slow
 def test_an_arm_on_several_data_sets_is_one_arm(tmp_path: Path) -> None:
     arms = arms_of(planned(tmp_path, "dataset=lesions,lesions_small", "activation=sigmoid,arctan").jobs)
     assert [(arm["activation"], arm["data sets"], arm["runs"]) for arm in arms] == [("sigmoid", 2, 2), ("arctan", 2, 2)]
@@ -233,6 +234,7 @@ def test_the_cost_of_a_run_is_its_parts(tmp_path: Path) -> None:
 # Compared with real runs
 
 
+@pytest.mark.slow
 def test_disk_is_that_of_a_real_run(tmp_path: Path) -> None:
     given = ("trainer.keep_last=true", "backbone.name=tu-resnet18")  # weights that outweigh the names in a checkpoint
     made = probe(prepare(tiny_config(tmp_path, *given)))

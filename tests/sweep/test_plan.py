@@ -35,17 +35,19 @@ def test_every_combination_once(session: list[str], tmp_path: Path) -> None:
     assert len(planned(session, tmp_path, "activation=sigmoid,arctan", "seed=0,1", "seed=5").jobs) == 2
 
 
-def test_what_one_run_makes_of_its_overrides_a_sweep_makes_too(session: list[str]) -> None:
-    """A sweep composes groups once and sets values into copies."""
-    for words in (
-        ["activation=arctan", "activation.slope=matched", "seed=3", "trainer.epochs=5"],
+@pytest.mark.parametrize("words", [
+    ["activation=arctan", "activation.slope=matched", "seed=3", "trainer.epochs=5"],
+    *(pytest.param(words, marks=pytest.mark.slow) for words in (
         ["loss=sum", "loss.terms={dice: 1, ce: 0.5}", "dataset.channels=3", "split.fractions=[0.5,0.25,0.25]"],
         ["study=tail_ladder", "budget=smoke", "optimizer.lr=2e-4"],
-        ["study=nieradzik2021", "dataset=lesions", "activation=softsign", "loss=mse", "optimizer=sgd"],
         ["loss=bce", "hidden_activation=silu", "model=fpn", "dataset=lesions_small"],
-    ):
-        whole = typed_of(compose_raw(words))
-        assert asdict(typed_of(compose_job(words, session))) == asdict(compose(words, session)) == asdict(whole)
+    )),
+    ["study=nieradzik2021", "dataset=lesions", "activation=softsign", "loss=mse", "optimizer=sgd"],
+])  # fmt: skip
+def test_what_one_run_makes_of_its_overrides_a_sweep_makes_too(words: list[str], session: list[str]) -> None:
+    """A sweep composes groups once and sets values into copies."""
+    whole = typed_of(compose_raw(words))
+    assert asdict(typed_of(compose_job(words, session))) == asdict(compose(words, session)) == asdict(whole)
 
 
 def test_a_mistake_in_a_job_is_told_as_in_a_run(session: list[str]) -> None:

@@ -147,6 +147,7 @@ def test_ctrl_c_twice_ends_at_once(tmp_path: Path) -> None:
     assert {name: e.crash for name, e in board.endings.items()} == {"a": "", "b": ""}
 
 
+@pytest.mark.slow
 def test_workers_leave_when_their_parent_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path[:0] = sys.argv[2:]\n"

@@ -87,7 +87,12 @@ def combination(variant: tuple[str, str, str], place: int) -> Config:
 
 
 @pytest.mark.parametrize(
-    "variant", [pytest.param(v, marks=[pytest.mark.slow] * (v[2] == "full")) for v in VARIANTS], ids="-".join
+    "variant",
+    [
+        pytest.param(v, marks=[pytest.mark.slow] * (v[2] == "full" or v[1] == "paper" or v[0] == "pairs"))
+        for v in VARIANTS
+    ],
+    ids="-".join,
 )
 def test_every_variant_sweeps_over_known_values_and_its_first_run_is_valid(variant: tuple[str, str, str]) -> None:
     """An unknown key, a value of another type or a bad name would be refused."""
@@ -191,6 +196,7 @@ def test_a_plan_has_as_many_runs_as_listed(variant: tuple[str, str, str], sessio
 # What each preset is for
 
 
+@pytest.mark.slow
 def test_the_papers_study(session: list[str]) -> None:
     swept = sweep_of("nieradzik2021", "corrected", "full")
     assert swept["activation"] == [
@@ -224,7 +230,17 @@ def test_the_papers_study(session: list[str]) -> None:
 def test_the_papers_study_without_data_says_what_to_get(session: list[str], tmp_path: Path) -> None:
     every = r"dataset.root .*dataset.name.*acdc from https.*isles2018 from.*kvasir_seg from.*msd_prostate from"
     with pytest.raises(UsageError, match=rf"^{every}[^\n]*$"):
-        make_plan(["study=nieradzik2021", f"outputs='{tmp_path}'"], session)
+        make_plan(
+            [
+                "study=nieradzik2021",
+                "seed=0",
+                "split.fold=0",
+                "loss=dice",
+                "activation=sigmoid",
+                f"outputs='{tmp_path}'",
+            ],
+            session,
+        )
 
 
 @pytest.mark.slow
@@ -270,6 +286,7 @@ def test_variants_that_are_not_there_are_refused(overrides: list[str], said: str
         compose(overrides, session)
 
 
+@pytest.mark.slow
 def test_the_command_line_wins_over_every_variant(session: list[str]) -> None:
     given = ["trainer.epochs=7", "study.name=mine", "backbone=resnet50", "dataset=folder", "dataset.root=/x"]
     config = compose([*overrides_of("nieradzik2021", "paper", "smoke"), *given], session)

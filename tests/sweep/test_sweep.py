@@ -175,6 +175,7 @@ def test_deaths_are_recorded_where_nobody_lives(tmp_path: Path) -> None:
     assert read_run(tmp_path)["status"] == "done"
 
 
+@pytest.mark.slow
 def test_a_run_continued_by_other_software_says_so(tmp_path: Path) -> None:
     whole = tiny_run(tmp_path / "a")
     again = tiny_run(tmp_path / "b", "trainer.keep_last=true").run_dir

@@ -143,6 +143,7 @@ def test_the_folder_of_a_tool_is_no_link(name: str, without: Path, tmp_path: Pat
     assert "symbolic link" in failure
 
 
+@pytest.mark.slow
 def test_a_tracker_that_waits_leaves_after_a_run_that_was_killed(without: Path, tmp_path: Path):
     """Its tool waits for a server; nothing else of the run is left that could stop it."""
     (tmp_path / "mlflow.py").write_text("import time; time.sleep(600)")
@@ -193,6 +194,7 @@ def test_epochs_that_a_tool_holds_are_not_sent_again_and_none_in_part(with_csv: 
     assert len(sent_by(tmp_path, held=1)[1]) == 1  # the end
 
 
+@pytest.mark.slow
 def test_all_attempts_are_one_tracked_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Also after one that left no checkpoint, and one of an earlier version; not what starts over."""
     with monkeypatch.context() as patched:

@@ -1070,7 +1070,7 @@ NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ 
 
 @pytest.mark.parametrize(("activation", "loss", "mode", "backend"), [
     *(pytest.param(*pair, "eager") for pair in EAGER
-      if (pair[0] if pair[1] == "mse" else pair[1]) in ("sigmoid", "minmax_linear", "identity", "matching", "boundary")),
+      if (pair[0] if pair[1] == "mse" else pair[1]) in ("sigmoid", "minmax_linear", "matching", "boundary", "lovasz")),
     *(pytest.param(*pair, "aot_eager", marks=pytest.mark.slow) for pair in dict.fromkeys([*EAGER, *TRACED])),
     *(pytest.param(*pair, "inductor", marks=[pytest.mark.slow, NEEDS_COMPILER]) for pair in FUSED),
 ])  # fmt: skip

@@ -90,8 +90,9 @@ def test_one_logit_is_two_classes(examples: int) -> None:
         half = logit_of(OUTPUT_ACTIVATIONS[scene.activation], torch.zeros(1)).expand_as(scene.logits)
         found = scored(scene)
         for other in (
-            replace(scene, mode="softmax", logits=torch.cat((half, scene.logits), 1)), replace(scene, mode="independent"),
-        ):  # fmt: skip
+            replace(scene, mode="softmax", logits=torch.cat((half, scene.logits), 1)),
+            replace(scene, mode="independent"),
+        ):
             assert all(alike(a, b) for a, b in zip(scored(other, 2.0).images, scored(scene, 2.0).images, strict=True))
             # The search for the temperature ends at another digit.
             after = [name for name in found.summary if name.endswith("_t")]

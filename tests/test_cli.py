@@ -238,10 +238,12 @@ def test_an_error_of_a_command_becomes_one_line_and_an_exit_code(
     assert capsys.readouterr().err == line
 
 
-def test_as_a_process_it_ends_with_its_exit_code(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("words", "code"), [
+    (["--version"], 0), (["trian"], 2), pytest.param(["train", "sead=1"], 2, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_as_a_process_it_ends_with_its_exit_code(words: list[str], code: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "segexp"]
-    for words, code in ((["--version"], 0), (["trian"], 2), (["train", "sead=1"], 2)):
-        assert subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, check=False).returncode == code
+    assert subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, check=False).returncode == code
 
 
 def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:

@@ -59,9 +59,17 @@ def name_of(path: str) -> str:
     return path.removeprefix("segexp/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
+def statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every statement, with those of functions, classes and branches; not their expressions, which are most nodes."""
+    for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for node in getattr(tree, field, ()):
+            yield node
+            yield from statements(node)
+
+
 def imports(tree: ast.AST) -> Iterator[str]:
     """Every dotted name that is imported, wherever it stands: in functions and under TYPE_CHECKING as well."""
-    for node in ast.walk(tree):
+    for node in statements(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

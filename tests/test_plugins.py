@@ -795,6 +795,7 @@ def test_a_worker_refuses_a_run_whose_plugin_has_changed_since_it_was_planned(pa
     assert mentions(reported["reason"], file, "does not exist")
 
 
+@pytest.mark.slow
 def test_a_glob_takes_the_entries_of_plugins_too(parts: Path, tmp_path: Path) -> None:
     """As they are entries like the others: `study=pairs` sweeps over them, since the user named the plugin."""
     words = [f"outputs={tmp_path}", "hidden_activation=glob(*ice)", "loss=glob(pow*)", "activation=glob(alg*)"]

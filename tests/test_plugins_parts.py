@@ -224,6 +224,7 @@ def test_a_network_of_ten_lines_is_trained_swapped_and_loaded(plugin: Any, tmp_p
     assert model(torch.zeros(1, 1, 33, 40, dtype=torch.uint8)).shape == (1, 1, 33, 40)
 
 
+@pytest.mark.slow
 def test_its_weights_come_from_the_seed_and_the_final_bias_enters_no_sha(plugin: Any) -> None:
     plugin(NETWORKS)
     words = ["model=small", "dataset.image_size=32"]
@@ -383,6 +384,7 @@ def test_pairs_of_a_function_are_trained_on(kind: str, plugin: Any, tmp_path: Pa
     assert load_dataset(_config_without(tmp_path, *words[:1], "dataset.number=18")).dataset_sha == data.dataset_sha
 
 
+@pytest.mark.slow
 def test_arrays_and_tensors_of_the_same_content_are_the_same_data(plugin: Any, tmp_path: Path) -> None:
     from segexp.running import load_dataset
 

@@ -109,7 +109,9 @@ def test_every_command_and_every_flag_of_its_help_is_offered() -> None:
         assert sorted(flags) == sorted(["-h", *offered([name], "-")]), name
 
 
-@pytest.mark.parametrize("dataset", adapters())
+@pytest.mark.parametrize(
+    "dataset", [pytest.param(d, marks=[pytest.mark.slow] * (d not in ("folder", "lesions"))) for d in adapters()]
+)
 def test_every_key_is_offered(dataset: str) -> None:
     with hydra_session() as extra:
         of_files = hasattr(adapters()[dataset].config, "root")  # with classes, so that no file is asked for them

@@ -202,6 +202,7 @@ def test_refusals(words: tuple[str, ...], tmp_path: Path, capsys: Captured, monk
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_watching_is_quiet_where_nobody_looks(tmp_path: Path) -> None:
     """Not a terminal: nothing is printed until the last run has ended."""
     run_dir = make_run(tmp_path, "00000001", "running")

@@ -162,6 +162,7 @@ def test_a_warning_names_a_pair_under_several_conditions_once():
     assert line.count("a against b") == 1
 
 
+@pytest.mark.slow
 def test_the_prediction_interval_is_where_a_new_data_set_lies(tmp_path: Path):
     for n, name in enumerate("abcd"):
         make_on(tmp_path / "s", name, rng=n)

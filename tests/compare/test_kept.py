@@ -79,7 +79,7 @@ def test_answers_are_equal_where_compare_has_read_nothing(study: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    ["added", "edited", *(pytest.param(change, marks=pytest.mark.slow) for change in ("removed", "touched", "record"))],
+    ["edited", *(pytest.param(change, marks=pytest.mark.slow) for change in ("added", "removed", "touched", "record"))],
 )
 def test_only_changed_runs_are_read(
     study: Path, answers: Ask, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -126,6 +126,7 @@ def test_what_is_damaged_or_of_other_code_is_made_again(
     assert answers()[1] == {}
 
 
+@pytest.mark.slow
 def test_files_that_have_just_changed_are_not_kept(study: Path, answers: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "SETTLED_S", 1e9)
     assert answers() == answers()

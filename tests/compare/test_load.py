@@ -168,7 +168,7 @@ def test_variants_of_surface_dice_are_named_and_never_compared(tmp_path: Path):
     assert not any(block.comparisons for block in mixed.blocks)
 
 
-@pytest.mark.parametrize("metric", ["nsd", "auroc"])
+@pytest.mark.parametrize("metric", ["nsd", pytest.param("auroc", marks=pytest.mark.slow)])
 def test_a_run_without_a_finite_score_is_told(tmp_path: Path, metric: str):
     """Also where the arms are no pairs, or folds."""
     changes: dict[str, dict[str, Any]] = {"paired": {}, "unpaired": {"init_sha": "other"}}

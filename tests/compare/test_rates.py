@@ -20,6 +20,7 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     sys.modules.pop("error_rates")
 
 
+@pytest.mark.slow
 def test_rates_do_not_depend_on_the_number_of_processes(rates: ModuleType):
     tables = {"real learners": rates.learners()[:1], "power": rates.power()[:1]}
     rows = [rates.rows_of(tables, 12, seed=1, processes=n) for n in (1, 2)]

@@ -333,6 +333,7 @@ def test_skewness_is_that_of_scipy():
     assert math.isnan(skewness([0.1] * 5))
 
 
+@pytest.mark.slow
 def test_components_of_variance_of_splits_are_found_again():
     rng = np.random.default_rng(0)
     sds = {"split": 2.0, "seed": 1.0, "image": 3.0, "residual": 1.5}
@@ -479,6 +480,7 @@ def test_unpaired_seeds_need_what_simulation_says(sds: tuple[float, float], targ
     assert 0.79 < share < 0.84
 
 
+@pytest.mark.slow
 def test_what_seeds_alone_detect_lies_in_the_range_that_they_need():
     found = one_sample([0.3, -0.1, 0.2, 0.4, 0.05])
     target = minimum_detectable_by_seeds(found)

@@ -89,6 +89,7 @@ def test_only_slurm_goes_on_without_this_command() -> None:
         check_engine(compose_raw(["hydra/launcher=ray"]).hydra, wait=False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("session")
 def test_the_lines_of_the_documentation_compose(repository: Path) -> None:
     text = (repository / "docs" / "clusters.md").read_text(encoding="utf-8")
@@ -107,6 +108,7 @@ def _has(settings: Any, dotted: str) -> bool:
     return node is not None and key in node
 
 
+@pytest.mark.slow
 def test_the_file_of_the_documentation_composes(repository: Path, tmp_path: Path) -> None:
     text = (repository / "docs" / "clusters.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)

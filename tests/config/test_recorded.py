@@ -156,6 +156,7 @@ def test_another_data_set_given_now(not_default: Config, tmp_path: Path) -> None
     assert asdict(again.loss) == asdict(not_default.loss)
 
 
+@pytest.mark.slow
 def test_a_run_of_a_preset_is_repeated_without_its_preset(tmp_path: Path) -> None:
     """Fixed values and labels come from the record; neither the preset nor its sweep is loaded again."""
     config = composed("study=nieradzik2021", "protocol=paper", "budget=smoke", "dataset=lesions", "split.fold=1")
@@ -257,7 +258,8 @@ def test_a_variable_that_is_not_set_is_reported_with_its_key(key: str) -> None:
 
 
 @pytest.mark.parametrize(("key", "value", "refused"), [
-    ("dataset.surface_tolerance", 7.0, True), ("metrics.resolution", "network", True), ("trainer.threads", 3, False),
+    ("dataset.surface_tolerance", 7.0, True), ("trainer.threads", 3, False),
+    pytest.param("metrics.resolution", "network", True, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_an_edited_config_yaml_is_not_taken_for_the_run_s(tmp_path: Path, key: str, value: Any, refused: bool) -> None:
     """Where run.json says otherwise; but a machine may be another one."""

@@ -165,8 +165,10 @@ def test_intensity_changes_mean_the_same_for_8_and_16_bit() -> None:
     assert seen[0].std() > 0.5
 
 
-@pytest.mark.parametrize("how", ["resize", "pad"])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("how", "dtype"), [
+    ("resize", np.uint8), ("pad", np.uint16),
+    pytest.param("resize", np.uint16, marks=pytest.mark.slow), pytest.param("pad", np.uint8, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_batches_are_the_same_from_memory_by_processes_and_by_a_thread(how: str, dtype: type) -> None:
     """Bit for bit, in values and strides; of images of 32 px, which stay integers, and of others, which are resized."""
     images, fit = image_set(dtype), InputGeometry(how, 32, 32)

@@ -153,6 +153,7 @@ def test_an_option_changes_what_it_names_and_no_outline(option: str, value: floa
     assert found == pytest.approx(expected, rel=0.15)
 
 
+@pytest.mark.slow
 def test_label_noise_moves_outlines_and_leaves_images() -> None:
     exact, jittered = pixels(number=60), pixels(number=60, label_noise=1.0)
     assert np.array_equal(exact[0], jittered[0])

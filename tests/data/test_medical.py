@@ -30,7 +30,9 @@ CHANNELS = {"isles2018": 5, "msd": 2, "msd_prostate": 2}
 SMALL = [word for word in TINY if not word.startswith("dataset.number")]
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("isles2018", "msd_prostate"))) for name in SETS]
+)
 def test_a_copy_of_the_layout_is_read_and_divided(name: str, tmp_path: Path) -> None:
     labels = SETS[name](tmp_path / "root")
     with hydra_session() as extra:

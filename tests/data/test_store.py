@@ -349,6 +349,7 @@ def start(root: Path, log: Path, pause: float = 0.0, die_at: int = 0) -> Any:
     return process
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_read_once(root: Path, tmp_path: Path) -> None:
     both = [start(root, tmp_path / "log", pause=0.05) for _ in range(2)]
     for process in both:

@@ -48,7 +48,10 @@ def test_offline_weights_give_a_solution_and_do_not_hang(monkeypatch: pytest.Mon
     assert not constants.HF_HUB_OFFLINE
 
 
-@pytest.mark.parametrize(("suffix", "prefix"), [(".pt", ""), (".pt", "encoder."), (".safetensors", "encoder.")])
+@pytest.mark.parametrize(
+    ("suffix", "prefix"),
+    [(".pt", ""), pytest.param(".pt", "encoder.", marks=pytest.mark.slow), (".safetensors", "encoder.")],
+)
 def test_weights_from_a_file(tmp_path: Path, suffix: str, prefix: str) -> None:
     from safetensors.torch import save_file
 

@@ -202,7 +202,7 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 @pytest.mark.filterwarnings("ignore:.timm-. encoders are deprecated:DeprecationWarning")
 @pytest.mark.parametrize(("name", "encoder"), [
-    pytest.param(name, encoder, marks=[pytest.mark.slow] * (encoder not in ("resnet18", "mobilenet_v2")))
+    pytest.param(name, encoder, marks=[pytest.mark.slow] * (encoder != "resnet18"))
     for name in EXACT for encoder in EXACT[name]
 ])  # fmt: skip
 def test_the_encoders_own_function_gives_the_encoders_own_network(name: str, encoder: str) -> None:
@@ -219,6 +219,7 @@ def test_relu_gives_the_decoders_own_network(model: str) -> None:
     check_same(native(model, encoder, **changed), "relu", "decoder", size)
 
 
+@pytest.mark.slow
 def test_another_function_gives_another_network() -> None:
     network = native("unet", "resnet18")
     with pytest.raises(AssertionError, match="equal"):

@@ -165,6 +165,7 @@ def test_variance_is_kept_through_the_layers() -> None:
     assert last_square("softsign", math.sqrt(2)) < 0.5 / HIDDEN_ACTIVATIONS["softsign"].gain ** 2
 
 
+@pytest.mark.slow
 def test_selu_with_batch_norm_is_labelled() -> None:
     for scope, labelled in (("encoder", False), ("both", True)):
         made = built("selu", scope=scope)
@@ -172,6 +173,7 @@ def test_selu_with_batch_norm_is_labelled() -> None:
     assert built("tanh").warnings == ()
 
 
+@pytest.mark.slow
 def test_parameters_that_start_at_random_come_from_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each call site draws its own; a network built again has the same, and no other random numbers change."""
     drawn = HiddenActivation("drawn", lambda: pointwise(lambda x, a: a * x, a=1 + float(torch.rand(()))), "a x")

@@ -44,9 +44,7 @@ MEASURED = {
 
 
 @pytest.mark.filterwarnings("ignore:`timm-` encoders:DeprecationWarning")
-@pytest.mark.parametrize(
-    "encoder", [e if e in ("resnet34", "dpn68") else pytest.param(e, marks=pytest.mark.slow) for e in MEASURED]
-)
+@pytest.mark.parametrize("encoder", [pytest.param(e, marks=[pytest.mark.slow] * (e != "resnet34")) for e in MEASURED])
 def test_the_swap_closes_with_the_numbers_that_were_measured(encoder: str) -> None:
     report = swapped(unet(encoder), "arctan")
     assert {name: getattr(report, name) for name in MEASURED[encoder]} == MEASURED[encoder]

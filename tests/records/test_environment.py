@@ -117,6 +117,7 @@ def test_pip_takes_it(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_it_takes_less_time_than_parsing_metadata() -> None:
     took: dict[str, list[float]] = {"text": [], "parsed": []}
     for _ in range(5):

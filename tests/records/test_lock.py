@@ -64,6 +64,7 @@ def test_a_lock_of_a_stranger_breaks_nothing(content: str, tmp_path: Path) -> No
         pass
 
 
+@pytest.mark.slow
 def test_many_processes_one_owner(tmp_path: Path) -> None:
     """Twelve at once after a stale lock: exactly one gets it."""
     (tmp_path / "lock").write_text(json.dumps({"host": host(), "pid": 2**22 + 1, "started": "1"}))

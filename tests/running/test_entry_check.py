@@ -36,6 +36,7 @@ def test_entries_of_segexp_pass(group: str, entry: Any) -> None:
     assert outcomes(CHECKS[group](entry)) == {}
 
 
+@pytest.mark.slow
 def test_log_odds_are_held_against_the_probabilities_that_the_user_wrote() -> None:
     def pair(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.nn.functional.logsigmoid(x), torch.nn.functional.logsigmoid(-x)

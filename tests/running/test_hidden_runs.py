@@ -228,6 +228,7 @@ def test_a_hidden_activation_that_overflows_fp16_is_warned_about(tmp_path: Path,
         assert all(mentions(w, "trainer.precision=bf16") for w in warned)
 
 
+@pytest.mark.slow
 def test_a_run_is_rebuilt_at_its_input_size(tmp_path: Path, prelu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoders of one size take no other."""
     from segexp.models.build import build_with_hidden as real

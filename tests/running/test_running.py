@@ -291,12 +291,12 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize("overrides", [
     pytest.param(("dataset.num_classes=3", "activation=arctan", "loss=dice_ce"), marks=SLOW),
-    ("dataset.num_classes=3", "activation=normal_cdf", "loss=bce", "head.mode=independent"),
+    pytest.param(("dataset.num_classes=3", "activation=normal_cdf", "loss=bce", "head.mode=independent"), marks=SLOW),
     ("activation=identity", "loss=mse"),
     pytest.param(("dataset.channels=3", "trainer.clip_norm=1.0", "optimizer=sgd", "scheduler=constant"), marks=SLOW),
     pytest.param(("trainer.precision=bf16",), marks=SLOW),
     ("metrics.empty_policy=both_empty_one", "metrics.resolution=network", "trainer.select=loss"),
-    ("dataset.number=13", "trainer.batch_size=8", "split.fractions=[0.69,0.16,0.15]"),
+    pytest.param(("dataset.number=13", "trainer.batch_size=8", "split.fractions=[0.69,0.16,0.15]"), marks=SLOW),
 ])  # fmt: skip
 def test_other_runs_finish(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     outcome = tiny_run(tmp_path, "trainer.epochs=1", *overrides)
@@ -396,6 +396,7 @@ def test_a_stopped_process_that_continues_after_a_takeover(tmp_path: Path) -> No
     assert {path: path.read_bytes() for path in lock.parent.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_run_with_predictions_made_anew_has_the_same_tables(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

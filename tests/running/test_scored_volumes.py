@@ -94,6 +94,7 @@ def test_it_is_evaluated_compared_shown_and_reported(
     assert "rows are missing" not in shown
 
 
+@pytest.mark.slow
 def test_tables_of_evaluate_name_classes_and_units(
     by_case: Outcome, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

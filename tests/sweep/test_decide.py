@@ -117,7 +117,8 @@ def test_a_repeated_command_trains_nothing_and_says_the_same(training: Training,
 
 
 @pytest.mark.parametrize(("at", "error"), [
-    (1, KeyboardInterrupt), (7, SystemExit), pytest.param(13, SystemExit, marks=slow), (16, KeyboardInterrupt),
+    (7, SystemExit),
+    *(pytest.param(*at, marks=slow) for at in ((1, KeyboardInterrupt), (13, SystemExit), (16, KeyboardInterrupt))),
 ])  # fmt: skip
 def test_training_that_is_interrupted_changes_nothing(
     training: Training, undisturbed: Path, at: int, error: type[BaseException]
@@ -134,7 +135,9 @@ def test_training_that_is_interrupted_changes_nothing(
     assert recorded() == recorded(undisturbed)
 
 
-@pytest.mark.parametrize(("number", "written"), [(1, False), pytest.param(2, True, marks=slow), (3, True)])
+@pytest.mark.parametrize(
+    ("number", "written"), [pytest.param(1, False, marks=slow), pytest.param(2, True, marks=slow), (3, True)]
+)
 def test_a_look_that_is_interrupted_changes_nothing(
     training: Training, undisturbed: Path, monkeypatch: Patch, number: int, written: bool
 ) -> None:
@@ -191,7 +194,7 @@ def test_a_budget_ends_with_the_last_look(
     assert training.begun == begun
 
 
-@pytest.mark.parametrize(("budget", "trained"), [("3runs", 0), ("11runs", 0), ("11gpuh", 8)])
+@pytest.mark.parametrize(("budget", "trained"), [pytest.param("3runs", 0, marks=slow), ("11runs", 0), ("11gpuh", 8)])
 def test_a_budget_without_a_test(
     training: Training, undisturbed: Path, budget: str, trained: int, capsys: Captured
 ) -> None:
@@ -224,6 +227,7 @@ def without_budget(study: Path) -> dict[str, Any]:
     return made
 
 
+@pytest.mark.slow
 def test_runs_without_a_duration_cost_nothing_known(training: Training) -> None:
     training.changes = {"seconds": 0.0}
     assert decide("--budget", "1gpuh") == 0
@@ -310,6 +314,7 @@ def test_diverged_runs_are_final(training: Training) -> None:
     assert training.seeds["arctan"] == 6
 
 
+@pytest.mark.slow
 def test_a_look_without_new_scores_has_its_share(training: Training) -> None:
     training.score = ends(lambda config: config.seed == 3, "diverged")
     assert decide() == 0

@@ -200,6 +200,7 @@ def test_an_arm_on_several_data_sets_is_one_arm(tmp_path: Path) -> None:
     assert not any(key.startswith("dataset") for arm in arms for key in arm)
 
 
+@pytest.mark.slow
 def test_a_large_study_stays_readable(tmp_path: Path, quick: list[RunSpec], capsys: Captured) -> None:
     rates = ",".join(f"{n}e-5" for n in range(1, 36))
     assert dry_run(f"optimizer.lr={rates}", f"outputs={tmp_path}", "trainer.patience=3") == 0

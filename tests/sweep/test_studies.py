@@ -89,7 +89,9 @@ def combination(variant: tuple[str, str, str], place: int) -> Config:
 @pytest.mark.parametrize(
     "variant",
     [
-        pytest.param(v, marks=[pytest.mark.slow] * (v[2] == "full" or v[1] == "paper" or v[0] == "pairs"))
+        pytest.param(
+            v, marks=[pytest.mark.slow] * (v[2] == "full" or v[1] == "paper" or v[0] in ("pairs", "tail_ladder"))
+        )
         for v in VARIANTS
     ],
     ids="-".join,

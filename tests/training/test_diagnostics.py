@@ -152,6 +152,7 @@ def trained(hidden: str, lr: float) -> list[dict[str, Any]]:
     return looked(network, sites, images)
 
 
+@pytest.mark.slow
 def test_a_large_learning_rate_kills_rectifiers_and_not_leaky_ones() -> None:
     killed, leaky, slow = trained("relu", 10.0), trained("leaky_relu", 10.0), trained("relu", 0.01)
     assert summarised(killed)["dead_output"] > 0.3

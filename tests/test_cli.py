@@ -8,7 +8,7 @@ import logging
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +27,8 @@ from segexp.commands import COMMANDS, doctor, log_to_terminal
 from segexp.errors import UsageError
 from segexp.records import PROGRESS
 from segexp.running import Outcome, config_yaml
+from segexp.sweep import pool
+from segexp.sweep.pool import Board, Ending, Task
 
 Captured = pytest.CaptureFixture[str]
 
@@ -348,10 +350,27 @@ def test_a_key_given_twice_is_reported(tmp_path: Path, capsys: Captured) -> None
 # sweeps
 
 
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The outputs of a small sweep over seeds, and what it printed."""
-    outputs = tmp_path_factory.mktemp("sweep") / "outputs"
+def here(tasks: Sequence[Task], *_: Any, show: Callable[[Board], None], **__: Any) -> Board:
+    """Each run in this process, without the seconds in which others start."""
+    board = Board(len(tasks))
+    for task in tasks:
+        told: dict[str, str] = {}
+        code = pool.run(task.payload, told.update)
+        board.endings[task.name] = Ending(code, reason=told.get("reason", ""))
+        show(board)
+    return board
+
+
+@pytest.fixture(scope="module", params=["here", pytest.param("in processes", marks=pytest.mark.slow)])
+def swept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The outputs of a small sweep over seeds, and what it printed. tests/sweep/test_pool.py is about its processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "here":
+            patch.setattr("segexp.sweep.local.run_tasks", here)
+        yield outputs_of_sweep(tmp_path_factory.mktemp("sweep") / "outputs")
+
+
+def outputs_of_sweep(outputs: Path) -> Path:
     with log_as_before(), redirect_stdout(io.StringIO()) as printed:
         assert cli.main(["train", "-m", *ONE_EPOCH, "seed=0,1", f"outputs={outputs}"]) == 0
     (outputs / "printed.txt").write_text(printed.getvalue())

@@ -242,6 +242,7 @@ def test_its_weights_come_from_the_seed_and_the_final_bias_enters_no_sha(plugin:
     assert segexp.audit(same).replaced == 3
 
 
+@pytest.mark.slow
 def test_a_part_called_encoder_gives_the_scope_its_meaning(plugin: Any) -> None:
     plugin(NETWORKS)
     words = ["model=own_unet", "dataset.image_size=32", "hidden_activation=gelu"]

@@ -142,6 +142,7 @@ def test_values_come_from_the_registries_the_presets_and_the_schema() -> None:
     assert offered(["completion"], "") == list(SCRIPTS)
 
 
+@pytest.mark.slow
 def test_each_candidate_begins_with_what_was_typed_and_holds_no_blank() -> None:
     keys = [f.name for f in dataclasses.fields(Config)]
     for typed in ["", "d", "dataset", "dataset.", "dataset=", "loss=ce,", "trainer.p", *keys]:

@@ -125,7 +125,7 @@ def test_scores_that_chose_the_epoch_warn_first(tmp_path: Path):
 
 
 # Equivalence
-@pytest.mark.parametrize(("n", "equivalent"), [(1, True), (5, False)])
+@pytest.mark.parametrize(("n", "equivalent"), [(1, True), pytest.param(5, False, marks=pytest.mark.slow)])
 def test_equivalence_has_one_answer_in_compare_and_in_claims(tmp_path: Path, n: int, equivalent: bool):
     make_arms(tmp_path / "s", [0.004] * n, rng=2, n_images=20)
     found = compare([tmp_path])

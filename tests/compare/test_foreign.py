@@ -117,6 +117,7 @@ def test_one_run_per_arm_is_no_test_and_invents_no_seed(tmp_path: Path):
         compare([tmp_path / "t.csv"], reference="arm=unet", paired=True)
 
 
+@pytest.mark.slow
 def test_names_of_runs_are_numbered_and_missing_images_counted(tmp_path: Path):
     lines = [f"{arm},run_{s},c{i},0.{5 + s}{i}" for arm in "ab" for s in range(3) for i in range(9)]
     lines.remove("b,run_1,c3,0.63")

@@ -133,6 +133,7 @@ def test_files_that_have_just_changed_are_not_kept(study: Path, answers: Ask, mo
     assert len(answers()[1]["bins"]) == len(names_of(study))
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_used_makes_no_difference(
     study: Path, answers: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:

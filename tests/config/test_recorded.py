@@ -138,6 +138,7 @@ def test_values_given_now_win(not_default: Config, tmp_path: Path) -> None:
     assert differing == {"seed", "optimizer.lr", "loss.terms.dice.smooth"}
 
 
+@pytest.mark.slow
 def test_a_group_given_now_brings_its_own_values(not_default: Config, tmp_path: Path) -> None:
     """Recorded options of dice mean nothing to jaccard or ce: they are dropped with their group."""
     run_dir = record(tmp_path, not_default)

@@ -108,6 +108,7 @@ def brightness_above_tissue(**options: Any) -> float:
     return float(image_NHWC[mask_NHW > 0].mean() - image_NHWC[mask_NHW == 0].mean())
 
 
+@pytest.mark.slow
 def test_contrast() -> None:
     # The blurred edge and clipped highlights lose some grey levels.
     assert brightness_above_tissue(contrast=0.0) == pytest.approx(0, abs=5)

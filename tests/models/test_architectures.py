@@ -147,7 +147,12 @@ def test_other_sizes_are_refused(name: str, changed: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "encoder", "size"),
-    [("pan", "resnet18", 112), ("unet", "mit_b0", 16), ("pspnet", "efficientnet-b0", 8), ("dpt", "dpt", 48)],
+    [
+        ("pan", "resnet18", 112),
+        ("unet", "mit_b0", 16),
+        ("pspnet", "efficientnet-b0", 8),
+        pytest.param("dpt", "dpt", 48, marks=pytest.mark.slow),
+    ],
 )
 def test_what_is_refused_does_not_work(name: str, encoder: str, size: int) -> None:
     """The rules that go beyond the stride of the encoder are those of the library, not ours alone."""

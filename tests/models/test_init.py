@@ -77,6 +77,7 @@ def test_layers_without_normalisation_have_the_gain_of_the_activation(
     assert record["layers_with_normalisation"] == 12
 
 
+@pytest.mark.slow
 def test_a_rectifier_and_the_gain_of_the_rectifier_leave_the_weights(native: dict[str, torch.Tensor]) -> None:
     """And layers that feed no replacement: those of the encoder where only the decoder is in the scope."""
     for made in (built("relu"), built("tanh", gain="relu"), built("native"), built("tanh", scope="decoder")):

@@ -53,6 +53,7 @@ def test_the_swap_closes_with_the_numbers_that_were_measured(encoder: str) -> No
     check_closed(report, encoder)
 
 
+@pytest.mark.slow
 def test_every_call_site_has_a_module_of_its_own() -> None:
     network = unet("resnet18", "cpu")
     report = swapped(network, "prelu")

@@ -1,5 +1,6 @@
 """`segexp report` on run directories; what `segexp compare` prints of a result."""
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from made_scores import make_pair
 
 from segexp import cli
 from segexp.compare.verdict import compare
+from segexp.report.page import write_figures
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +21,11 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_page_with_figures_and_tables(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_page_with_figures_and_tables(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one of their formats: tests/report/test_page.py writes all."""
+    monkeypatch.setattr("segexp.report.page.write_figures", functools.partial(write_figures, kinds=("svg",)))
     page, figures, tables = tmp_path / "r.html", tmp_path / "figures", tmp_path / "tables"
     words = ["report", str(study), "-o", str(page), "--figures", str(figures), "--tables", str(tables)]
     assert cli.main(words) == 0

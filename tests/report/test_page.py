@@ -434,6 +434,7 @@ def test_the_page_has_names_in_place_of_folders() -> None:
 LONG = [f"native / arctan_{kind}_of_a_long_family / normal_dice_{loss}" for kind in "ab" for loss in ("one", "two")]
 
 
+@pytest.mark.slow
 def test_texts_stay_within_their_figures() -> None:
     block = make_block({arm: 0.8 + 0.01 * n for n, arm in enumerate(LONG)}, LONG[0])
     several = replace(block.comparisons[0], reference=LONG[3])
@@ -642,6 +643,7 @@ def test_runs_and_samples_are_in_points(tmp_path: Path) -> None:
     assert made.runs.rows[0][titles.index("Dice (points)")] == "80.00"
 
 
+@pytest.mark.slow
 def test_arms_of_one_colour_are_told_apart_by_markers() -> None:
     arms = [f"arm {n}" for n in range(12)]
     curves = tuple(Curve(arm, tuple(range(9)), tuple(range(9))) for arm in arms)

@@ -244,6 +244,7 @@ def test_unequal_conditions(
         tune(tuning_jobs(folder, None, session), base_of([], session), session, Search(), lambda line: None)
 
 
+@pytest.mark.slow
 def test_one_seed_is_tuned_where_each_has_a_split(
     tmp_path: Path, carried_out: Callable[[Score], list[list[str]]], session: list[str], caplog: Log
 ) -> None:

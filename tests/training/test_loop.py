@@ -181,7 +181,8 @@ REPLAYS: list[int] = []
 
 
 @pytest.mark.parametrize("words", [
-    ("trainer.clip_norm=0.1", "hidden_activation=rrelu"), *(pytest.param(w, marks=pytest.mark.slow) for w in ((), MAPS)),
+    ("trainer.clip_norm=0.1", "hidden_activation=rrelu"), pytest.param((), marks=pytest.mark.slow),
+    pytest.param(MAPS, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_replayed_steps_are_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: Any) -> None:
     """Of 24 batches two are of another size, two come before the capture, and the first is diagnosed."""

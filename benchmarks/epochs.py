@@ -125,7 +125,7 @@ def steps_of_a_run(spec: RunSpec, task: Task, captured: bool) -> Callable[[], No
 
 
 @benchmark("Training steps of a run on a GPU, captured as a CUDA graph and as they are, against torch's bare steps")
-def captured_steps(quick: bool) -> Iterable[Row]:
+def steps_on_gpu(quick: bool) -> Iterable[Row]:
     """With augment=medium; also what they add to the card's memory in use. No rows without a GPU."""
     if not torch.cuda.is_available():
         return

@@ -173,6 +173,7 @@ def _head(run: Run, width: int) -> list[str]:
             f"{device.get('name') or device.get('type') or 'device unknown'}",
             f"{device.get('precision') or config.get('trainer.precision')}",
             *([f"head and loss {'' if device['compiled'] else 'not '}compiled"] if "compiled" in device else []),
+            *(["steps captured as a CUDA graph"] if device.get("captured") else []),
             f"segexp {versions.get('segexp')}, torch {versions.get('torch')}",
         ]
         lines += _wrapped("made", "; ".join(made), width)

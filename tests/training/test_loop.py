@@ -184,7 +184,9 @@ REPLAYS: list[int] = []
     ("trainer.clip_norm=0.1", "hidden_activation=rrelu"), pytest.param((), marks=pytest.mark.slow),
     pytest.param(MAPS, marks=pytest.mark.slow),
 ])  # fmt: skip
-def test_replayed_steps_are_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: Any) -> None:
+def test_replayed_steps_are_the_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: Any
+) -> None:
     """Of 24 batches two are of another size, two come before the capture, and the first is diagnosed."""
     words = ("dataset.number=80", "trainer.batch_size=4", *words)
     plain = tiny_run(tmp_path / "plain", *words)
@@ -205,6 +207,9 @@ def test_replayed_steps_are_the_steps(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (len(REPLAYS) > steps / 2) == (words[-2:] != MAPS)
     devices = [json.loads((one.run_dir / "run.json").read_text())["device"] for one in (plain, run)]
     assert [device.get("captured") for device in devices] == [None, words[-2:] != MAPS]
+    capsys.readouterr()
+    assert cli.main(["show", str(run.run_dir)]) == 0
+    assert ("CUDA graph" in capsys.readouterr().out) == (words[-2:] != MAPS)
 
 
 SGD_EPOCH = ("trainer.epochs=1", "optimizer=sgd", "optimizer.weight_decay=0.0")

@@ -6,6 +6,7 @@ import inspect
 import logging
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ cores of the tests beside them."""
 
 def pytest_configure(config: pytest.Config) -> None:
     """Tests and the processes that they start write to a cache of their own, one for all workers of a session."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a job in the background, whose commands would ignore it too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         os.environ["SEGEXP_CACHE"] = tempfile.mkdtemp(prefix="segexp-cache-")
 

@@ -245,7 +245,7 @@ def test_the_mask_of_a_turned_image_is_turned_like_it(padded: Outcome, tmp_path:
 def test_a_killed_command_goes_on(padded: Outcome, tmp_path: Path, capsys: Captured) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
-    number_of_images = 120  # a busy machine predicts dozens before the signal comes
+    number_of_images = 40
     for n in range(number_of_images):
         image = np.random.default_rng(n).integers(0, 255, (512, 512)).astype(np.uint8)
         Image.fromarray(image).save(folder / f"{n:03}.png")

@@ -10,8 +10,8 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ import pandas as pd
 
 import segexp
 from segexp.data.cache import Damaged, Unusable, entry, find, limit
+from segexp.records.process import in_parallel
 from segexp.records.runs import Run
 from segexp.records.tables import read_tables
 
@@ -134,27 +135,27 @@ def _read(place: Path) -> _Kept:
     return _Kept(about["stamps"], rows)
 
 
-@contextmanager
-def kept_texts(of: object) -> Iterator[Callable[[object, Callable[[], str]], str]]:
-    """A function that returns a text, which is kept under the repr of all that it is made from; what it was not asked
-    for is forgotten. of: what the texts belong to."""
-    key, known, asked = _hash(_code(), of), dict[str, str](), dict[str, str]()
+def kept_texts(of: object, sources: Sequence[object], makes: Sequence[Callable[[], str]]) -> list[str]:
+    """Texts, each kept under the repr of all that it is made from; what is not asked for is forgotten.
+
+    of: what the texts belong to. makes: what makes each, see `in_parallel`.
+    """
+    key, known = _hash(_code(), of), dict[str, str]()
     with suppress(Unusable):
         known = (find(key, _read_texts) if limit() else None) or {}
-
-    def text_of(source: object, make: Callable[[], str]) -> str:
-        name = _hash(source)
-        asked[name] = known[name] if name in known else make()
-        return asked[name]
+    names = [_hash(source) for source in sources]
+    missing = {name: make for name, make in zip(names, makes, strict=True) if name not in known}
+    made = dict(zip(missing, in_parallel([*missing.values()]), strict=True))
+    texts = {name: made[name] if name in made else known[name] for name in names}
 
     def fill(place: Path) -> None:
-        text = json.dumps(asked)
+        text = json.dumps(texts)
         (place / "content.json").write_text(json.dumps([zlib.crc32(text.encode()), text]), encoding="utf-8")
 
-    yield text_of
-    if asked.keys() != known.keys() and limit():
+    if texts.keys() != known.keys() and limit():
         with suppress(Unusable):
             entry(key, _ABOUT, lambda place: True, fill, renew=True)
+    return [texts[name] for name in names]
 
 
 def _read_texts(place: Path) -> dict[str, str]:

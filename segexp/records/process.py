@@ -13,21 +13,24 @@ import functools
 import importlib
 import json
 import math
+import multiprocessing
 import os
 import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from segexp.errors import UsageError
 from segexp.records.formatting import pluralize
 from segexp.records.owned import HELD, Folder, Ownership, entered, host, process_start, read_file
+
+T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
@@ -307,6 +310,28 @@ def usable_cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
         return os.cpu_count() or 1
+
+
+_CALLS: list[Callable[[], Any]] = []
+
+
+def in_parallel(calls: Sequence[Callable[[], T]]) -> list[T]:
+    """What each call returns, in their order: by processes forked from this one, as many as it has cores, where that is
+    safe, else one after the other. A call must change nothing outside of it."""
+    number = min(usable_cores(), len(calls))
+    # The threads of torch would not be there after a fork, and their locks might be held.
+    if number < 2 or sys.platform != "linux" or "torch" in sys.modules or threading.active_count() > 1:
+        return [call() for call in calls]
+    _CALLS[:] = calls
+    try:
+        with multiprocessing.get_context("fork").Pool(number, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+            return pool.map(_call, range(len(calls)), chunksize=1)
+    finally:
+        _CALLS.clear()
+
+
+def _call(number: int) -> Any:
+    return _CALLS[number]()
 
 
 WAIT_KEYS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")

@@ -10,7 +10,7 @@ import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
@@ -32,6 +32,7 @@ from segexp.evaluation import EmptyPolicy
 from segexp.records import read_run, write_atomic
 from segexp.records.files import read_text
 from segexp.records.formatting import METADATA, STYLES, image_bytes, pluralize, size, terms_of
+from segexp.records.process import in_parallel
 from segexp.records.runs import shown_state
 from segexp.report import figures, formats, tables
 from segexp.report.drawing import Looks, looks_of, styled
@@ -280,15 +281,19 @@ def _svgs(contents: Contents, anchors: Mapping[str, Mapping[str, str]]) -> dict[
     result, shown, room = contents.result, dict[str, Markup](), MAX_FIGURES
     folders = {os.path.dirname(path) for b in result.blocks for arm in b.ranking for path in arm.directories}
     of = sorted(folders), result.split, result.by, [one.metric.name for one in (result, *result.others)]
-    with kept_texts(of) if result.n_runs >= FROM_RUNS else nullcontext(lambda source, make: make()) as text_of:
-        for drawing in contents.drawings():
-            links, draw = anchors.get(drawing.name, {}), drawing.draw
-            source = drawing.name, drawing.alt, drawing.tips, sorted(links.items()), draw.func.__name__, draw.args
-            svg = text_of(source, partial(inline_svg, drawing, links))
-            room -= len(svg.encode("utf-8"))
-            if room < 0:
-                break
-            shown[drawing.name] = Markup(svg)
+    drawings = list(contents.drawings())
+    links = [anchors.get(drawing.name, {}) for drawing in drawings]
+    makes = [partial(inline_svg, *pair) for pair in zip(drawings, links, strict=True)]
+    sources = [
+        (one.name, one.alt, one.tips, sorted(to.items()), one.draw.func.__name__, one.draw.args)
+        for one, to in zip(drawings, links, strict=True)
+    ]
+    svgs = kept_texts(of, sources, makes) if result.n_runs >= FROM_RUNS else in_parallel(makes)
+    for drawing, svg in zip(drawings, svgs, strict=True):
+        room -= len(svg.encode("utf-8"))
+        if room < 0:
+            break
+        shown[drawing.name] = Markup(svg)
     return shown
 
 

@@ -129,3 +129,30 @@ def test_it_takes_less_time_than_parsing_metadata() -> None:
         took["text"].append(between - began)
         took["parsed"].append(time.perf_counter() - between)
     assert min(took["text"]) < min(took["parsed"])
+
+
+PARALLEL = """
+import functools, os, sys
+from segexp.records import process
+process.usable_cores = lambda: 2
+def call(n):
+    if n == 99:
+        raise ValueError("of a call")
+    return n, os.getpid()
+calls = [functools.partial(call, n) for n in range(6)]
+found = process.in_parallel(calls)
+assert [n for n, _ in found] == list(range(6)), found
+assert os.getpid() not in {pid for _, pid in found}, found
+try:
+    process.in_parallel([*calls, functools.partial(call, 99)])
+except ValueError as error:
+    print(error)
+import torch
+assert {pid for _, pid in process.in_parallel(calls)} == {os.getpid()}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="calls are made one after the other there")
+def test_calls_are_made_in_other_processes_unless_torch_is_loaded() -> None:
+    done = subprocess.run([sys.executable, "-c", PARALLEL], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "of a call\n"), done.stderr

@@ -13,7 +13,6 @@ import functools
 import importlib
 import json
 import math
-import multiprocessing
 import os
 import re
 import signal
@@ -322,6 +321,8 @@ def in_parallel(calls: Sequence[Callable[[], T]]) -> list[T]:
     # The threads of torch would not be there after a fork, and their locks might be held.
     if number < 2 or sys.platform != "linux" or "torch" in sys.modules or threading.active_count() > 1:
         return [call() for call in calls]
+    import multiprocessing  # here, because most commands need none of it
+
     _CALLS[:] = calls
     try:
         with multiprocessing.get_context("fork").Pool(number, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:

@@ -15,7 +15,7 @@ from segexp.losses import Maps
 log = logging.getLogger("segexp")
 
 COMPILED_ON = ("cuda",)  # kinds of devices on which head and loss are compiled
-COMPILED_FROM = 10_000  # steps of a run: a tenth of a millisecond that each saves is less than what the compiler takes
+COMPILED_FROM = 10_000  # steps of a run: the compiler takes 10 s, and saves 2 ms of a step, 0.1 ms of a captured one
 CAPTURED_ON = ("cuda",)  # kinds of devices on which passes are captured
 
 CAPTURED_AFTER = 2  # batches of one shape, in which libraries choose their kernels and torch.compile does its work

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,3 +100,19 @@ def test_the_page_of_the_docs_is_that_of_the_results() -> None:
     from reliability.__main__ import PAGE, RESULTS, page
 
     assert PAGE.read_text(encoding="utf-8") == page(load(), json.loads(RESULTS.read_text(encoding="utf-8")))
+
+
+def test_results_grow_with_each_file_of_cases_and_lose_a_fault_that_was_repeated_and_held(tmp_path: Path) -> None:
+    from reliability.__main__ import counted
+
+    one: dict[str, Any] = {"images": None}
+    results: dict[str, Any] = {}
+    kept = tmp_path / "kept.jsonl"
+    for ends in ({0: "same", 1: "refused", 2: "lie"}, {3: "same"}, {2: "refused", 3: "same", 6: "same"}, {6: "hang"}):
+        rows = ({"class": "images", "case": case, "how": how, "commit": "c"} for case, how in ends.items())
+        kept.write_text("\n".join(map(json.dumps, rows)))
+        results = counted(one, kept, results)
+        if 0 in ends:
+            assert results["images"] | {"tried": "0-1", "faults": {"2": "lie"}} == results["images"]
+    expected = {"tried": "0-3,6", "endings": {"refused": 2, "same": 3}, "faults": {"6": "hang"}, "commits": ["c"]}
+    assert results == {"images": expected}

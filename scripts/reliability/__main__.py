@@ -3,6 +3,7 @@
 import argparse
 import collections
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -52,19 +53,40 @@ def carry_out(one: FaultClass, cases: list[int], kept: Path) -> None:
                 print(f"{one.name} {case}: {ending.how}: {ending.what}\n{ending.seen}\n", flush=True)
 
 
+def numbers(ranges: str) -> set[int]:
+    """Of `ranges`."""
+    ends = [part.split("-") for part in ranges.split(",") if part]
+    return {number for part in ends for number in range(int(part[0]), int(part[-1]) + 1)}
+
+
+def ranges(found: set[int]) -> str:
+    """Numbers as text, 0-4,7 say."""
+    runs = itertools.groupby(enumerate(sorted(found)), lambda at: at[1] - at[0])
+    ends = [[number for _, number in run] for _, run in runs]
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in ends)
+
+
 def counted(known: dict[str, FaultClass], kept: Path, before: dict[str, Any]) -> dict[str, Any]:
-    """Class -> cases, endings and commits, of those in the file; of other classes as before."""
-    found = {name: before[name] for name in known if name in before}
+    """Class -> which cases were tried, endings of those that held, faults, commits: as before and with those in the
+    file. A case counts as it first held; while it shows a fault, it is one of the faults as well."""
+    found = {}
     for name in known:
-        if rows := carried_out(name, kept):
-            ends = collections.Counter(row["how"] for row in rows.values())
-            commits = sorted({row.get("commit", "") for row in rows.values()} - {""})
-            found[name] = {
-                "cases": len(rows),
-                "last": max(rows),
-                "endings": dict(sorted(ends.items())),
-                "commits": commits,
-            }
+        of = before.get(name, {"tried": "", "endings": {}, "faults": {}, "commits": []})
+        tried, ends, rows = numbers(of["tried"]), collections.Counter(of["endings"]), carried_out(name, kept)
+        faults = {case: how for case, how in of["faults"].items() if int(case) not in rows}
+        for case, row in sorted(rows.items()):
+            if row["how"] in FAULTS:
+                faults[str(case)] = row["how"]
+            elif case not in tried:
+                tried.add(case)
+                ends[row["how"]] += 1
+        commits = sorted({*of["commits"], *(row.get("commit", "") for row in rows.values())} - {""})
+        found[name] = {
+            "tried": ranges(tried),
+            "endings": dict(sorted(ends.items())),
+            "faults": faults,
+            "commits": commits,
+        }
     return found
 
 
@@ -72,10 +94,11 @@ def page(known: dict[str, FaultClass], results: dict[str, Any]) -> str:
     """docs/reliability.md."""
     rows = [f"| class | what is done | tried | of | {' | '.join(HELD)} | faults |", "|" + "---|" * (5 + len(HELD))]
     for name, one in known.items():
-        of = results.get(name, {"cases": 0, "endings": {}, "commits": []})
+        of = results[name]
         ends = [str(of["endings"].get(how, 0)) for how in HELD]
-        faults = ", ".join(f"{how} {of['endings'][how]}" for how in FAULTS if how in of["endings"]) or "0"
-        rows.append(f"| {name} | {one.title} | {of['cases']:,} | {one.cases:,} | {' | '.join(ends)} | {faults} |")
+        count = len(numbers(of["tried"]) | {int(case) for case in of["faults"]})
+        faults = ", ".join(f"{how} {case}" for case, how in of["faults"].items()) or "0"
+        rows.append(f"| {name} | {one.title} | {count:,} | {one.cases:,} | {' | '.join(ends)} | {faults} |")
     commits = ", ".join(sorted({commit for of in results.values() for commit in of["commits"]}))
     made = f"Tried at commits {commits} (cases 0, 1, 2 ... of each class; a number repeats its case)."
     return NOTES.read_text(encoding="utf-8").replace("TABLE", "\n".join([*rows, "", made]))
@@ -92,7 +115,12 @@ def main(words: list[str]) -> int:
     known = load()
     parser = argparse.ArgumentParser(prog="python -m reliability", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="CLASS", help=f"which (default: all): {', '.join(known)}")
-    parser.add_argument("--cases", type=int, metavar="N", help="cases 0 to N - 1 (default: the long form)")
+    parser.add_argument(
+        "--cases",
+        type=int,
+        metavar="N",
+        help=f"cases 0 to N - 1 (default: of the long form, those that {RESULTS.name} has not)",
+    )
     parser.add_argument("--only", type=int, nargs="+", metavar="CASE", help="these cases, whether or not they are done")
     parser.add_argument("--kept", type=Path, default=Path("outputs/reliability.jsonl"), help="where endings are kept")
     parser.add_argument("--page", action="store_true", help="only write docs/reliability.md, with what is kept")
@@ -100,8 +128,9 @@ def main(words: list[str]) -> int:
     given = parser.parse_args(words)
     if unknown := set(given.names) - set(known):
         parser.error(f"no class {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    before = json.loads(RESULTS.read_text(encoding="utf-8"))
     if given.page:
-        results = counted(known, given.kept, json.loads(RESULTS.read_text(encoding="utf-8")))
+        results = counted(known, given.kept, before)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         PAGE.write_text(page(known, results), encoding="utf-8")
         return 0
@@ -112,7 +141,7 @@ def main(words: list[str]) -> int:
     faults = 0
     for name in given.names or known:
         one = known[name]
-        done = carried_out(name, given.kept)
+        done = {*carried_out(name, given.kept), *(() if given.cases else numbers(before[name]["tried"]))}
         wanted = given.only or [case for case in range(given.cases or one.cases) if case not in done]
         carry_out(one, wanted, given.kept)
         ends = collections.Counter(row["how"] for row in carried_out(name, given.kept).values())

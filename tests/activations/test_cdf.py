@@ -101,6 +101,17 @@ def test_symmetry_keeps_the_tail_of_a_function_that_computes_small_values() -> N
         assert ((lost(x) / true) < 0.999).all()
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_lines_begin_anew_where_a_learned_option_has_changed(symmetric: bool) -> None:
+    def scaled(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return sigmoid(x * scale)
+
+    phi_of, scale, x = log_odds_of_cdf(scaled, symmetric=symmetric), torch.tensor(1.0), torch.tensor([-300.0, 300.0])
+    for value in (1.0, 4.0):
+        phi = phi_of(x, scale=scale.fill_(value))
+        torch.testing.assert_close(phi, value * x, rtol=2e-4, atol=0)
+
+
 def test_what_is_not_symmetric_is_refused() -> None:
     with pytest.raises(ValueError, match="symmetric"):
         log_odds_of_cdf(cloglog, symmetric=True)(torch.zeros(1))

@@ -664,3 +664,19 @@ def test_the_pivot_distribution_beyond_and_within_the_rope(tmp_path: Path, metri
     assert [float(cells[f"pivot_{part}"]) for part in expected] == pytest.approx(list(expected.values()))
     without = only(compare([tmp_path], metric=metric, rope=0))
     assert all(map(math.isnan, without.pivot.values()))
+
+
+def test_a_table_of_two_factors_has_two_levels_of_each(tmp_path: Path):
+    """gelu ran with arctan alone: no table of activations and losses at gelu, nor of what ran with sigmoid."""
+    for loss in ("dice", "ce"):
+        make_pair(tmp_path / "s", n_seeds=3, n_images=8, prefix=f"n{loss}", config={"loss.name": loss})
+        config = {"loss.name": loss, "hidden_activation.name": "gelu"}
+        make_arm(tmp_path / "s", "arctan", drawn(3, 8, 0.0)[0], config, f"g{loss}")
+    found = [table for block in compare([tmp_path]).blocks for table in block.factorials]
+    assert all(len(table.rows) == len(table.columns) == 2 for table in found)
+    assert {(table.row_factor, table.column_factor) for table in found} == {
+        ("activation", "loss, hidden_activation=native"),
+        ("hidden_activation", "loss, activation=arctan"),
+        ("hidden_activation", "activation, loss=dice"),
+        ("hidden_activation", "activation, loss=ce"),
+    }

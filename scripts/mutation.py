@@ -451,15 +451,10 @@ python scripts/mutation.py --page          # this page, with what was seen
 
 def page(mutants: list[Mutant], every: int, done: dict[str, dict[str, Any]]) -> None:
     """Writes `KEPT` and docs/mutation.md."""
-    kept: dict[str, dict[str, Any]] = (
-        {r["key"]: r for r in json.loads(KEPT.read_text("utf-8"))} if KEPT.exists() else {}
-    )
     records: list[dict[str, Any]] = []
     for n, mutant in enumerate(mutants):
-        old, new = kept.get(mutant.key, {}), done.get(mutant.key, kept.get(mutant.key))
-        if new:
-            first = old.get("first", done.get(mutant.key, {}).get("first", new["outcome"]))
-            why = old.get("why", "") if new["outcome"] in LEFT else ""
+        if seen := done.get(mutant.key):
+            why = seen.get("why", "") if seen["outcome"] in LEFT else ""
             facts = {
                 "n": n,
                 "key": mutant.key,
@@ -467,8 +462,10 @@ def page(mutants: list[Mutant], every: int, done: dict[str, dict[str, Any]]) -> 
                 "line": mutant.lines[0].start,
                 "scope": mutant.scope,
             }
-            facts |= {"before": mutant.before, "after": mutant.after, "first": first}
-            records.append(facts | {key: new.get(key, "") for key in ("outcome", "by", "ran", "commit")} | {"why": why})
+            facts |= {"before": mutant.before, "after": mutant.after, "first": seen["first"]}
+            records.append(
+                facts | {key: seen.get(key, "") for key in ("outcome", "by", "ran", "commit")} | {"why": why}
+            )
     KEPT.write_text("[\n" + ",\n".join(json.dumps(record) for record in records) + "\n]\n", "utf-8")
     of_package: dict[str, list[dict[str, Any]]] = {}
     for record in records:
@@ -497,9 +494,9 @@ def page(mutants: list[Mutant], every: int, done: dict[str, dict[str, Any]]) -> 
 
 
 def read(results: Path) -> dict[str, dict[str, Any]]:
-    """Key -> the last record of each mutant. first: how it ended at first."""
+    """Key -> the last record of each mutant, of `KEPT` and this file. first: how it ended at first."""
     lines = results.read_text("utf-8").splitlines() if results.exists() else []
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {record["key"]: record for record in json.loads(KEPT.read_text("utf-8"))}
     for record in map(json.loads, lines):
         found[record["key"]] = {"first": record["outcome"]} | found.get(record["key"], {}) | record
     return found

@@ -74,7 +74,7 @@ def ended(own: Path, said: Said | None = None) -> dict[str, str]:
         if path.name == "run.json":
             record = json.loads(path.read_text(encoding="utf-8"))
             content = json.dumps({key: record.get(key) for key in OF_A_RUN}, sort_keys=True).encode()
-        elif path.is_dir() or path.name.startswith(VOLATILE) or path.parts[len(own.parts)] == "cache":
+        elif not path.is_file() or path.name.startswith(VOLATILE) or path.parts[len(own.parts)] == "cache":
             content = b""
         elif path.suffix == ".pt":
             content = _tensors(path)

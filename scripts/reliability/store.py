@@ -174,6 +174,9 @@ def store(draw: random.Random, made: Path, own: Path) -> Ending:
     if found != true:
         other = sorted(name for name in {*true, *found} if true.get(name) != found.get(name))
         return Ending("lie", what, f"other content: {other}\n{said.err[-600:]}")
+    if limit == "0":  # the cache was not touched
+        with _cache(own / "cache"):
+            said_by(["data", "clear"])
     litter = sorted(path.name for path in (own / "cache" / "store").glob("*.*")) if fault is not _elsewhere else []
     return Ending(
         "litter" if litter else "reported" if said.err.strip() else "same", what, "\n".join([*litter, said.err])

@@ -143,7 +143,6 @@ def check_size(n_bytes: int) -> None:
 def _make_room(needed: int) -> None:
     """Remove entries until there is room for ``needed`` bytes. Raises Unusable where the limit is smaller."""
     check_size(needed)
-    clear_litter()
     kept = entries()
     total = needed + sum(entry.bytes for entry in kept)
     for entry in kept:
@@ -209,6 +208,7 @@ def entry(
             return found
         partial = place.with_suffix(".partial")
         discard(partial)
+        clear_litter()  # first, because it may be what takes the room
         try:
             partial.mkdir(mode=0o700)
             fill(partial)

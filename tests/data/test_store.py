@@ -359,7 +359,9 @@ def test_two_processes_at_once_read_once(root: Path, tmp_path: Path) -> None:
     assert sorted(names) == sorted(2 * [str(n) for n in range(6)]), "once for the check, once for the images"
 
 
-def test_after_a_killed_process_the_next_one_succeeds(root: Path, tmp_path: Path, decoded: list[str]) -> None:
+def test_after_a_killed_process_the_next_one_succeeds(
+    root: Path, tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed while it writes the images; what it left is removed, also by a process that reads another data set."""
     killed = start(root, tmp_path / "log", die_at=10)
     killed.join(120)
@@ -372,6 +374,7 @@ def test_after_a_killed_process_the_next_one_succeeds(root: Path, tmp_path: Path
     assert not list(folder().glob("*.*"))
     (folder() / "x.partial").mkdir()
     (folder() / "y.gone").mkdir()
+    monkeypatch.setenv("SEGEXP_CACHE_LIMIT", "1KB")  # which these images exceed
     loaded(write_images(tmp_path / "other", seed=1))
     assert not list(folder().glob("*.*"))
 

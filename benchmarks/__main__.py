@@ -35,13 +35,37 @@ def page(results: dict[str, Any]) -> str:
     parts = [NOTES.read_text(encoding="utf-8").rstrip(), "## Figures"]
     for name, key in ((n, key) for n in known for key in (n, f"{n}, GPU") if key in results):
         found = results[key]
-        rows = [line(row_of(row)) for row in found["rows"]]
         on = found["machine"]
         place = f"{on['gpu'] or on['cpu']}, {on['threads']} of {on['cores']} cores, PyTorch {on['torch']}"
         parts.append(f"### {known[name].title}\n\n`python -m benchmarks {name}` on {place}, {found['date']}.")
-        table = ["| case | value (quartiles) | against | asked, and holds |", "|---|---|---|---|"]
-        parts.append("\n".join([*table, *(f"| {' | '.join(row)} |" for row in rows)]))
+        parts.append(table([row_of(row) for row in found["rows"]]))
     return "\n\n".join(parts) + "\n"
+
+
+MANY = 24
+"""Rows from which a table is folded."""
+
+
+def table(rows: list[Row]) -> str:
+    """One line a row. Of many: one line for what their cases begin with, one column for each rest of them."""
+    if len(rows) < MANY:
+        head, lines = ("case", "value (quartiles)", "against", "asked, and holds"), [line(row) for row in rows]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *lines))
+    folded: dict[str, dict[str, str]] = {}
+    for row in rows:
+        first, _, rest = row.case.replace(": ", ", ", 1).partition(", ")
+        column = ", ".join(filter(None, (rest, f"of {row.baseline}" if row.unit == "x" else row.unit)))
+        column += f", asked {row.bound[0]} {shown(row.bound[1], row.unit)}" if row.bound else ""
+        value = line(row)[1].replace(f" {row.unit}", "", 1)
+        folded.setdefault(first, {})[column] = value if row.held in (True, None) else f"**{value}**"
+    columns = list(dict.fromkeys(column for cells in folded.values() for column in cells))
+    lines = [(first, *(cells.get(column, "") for column in columns)) for first, cells in folded.items()]
+    held = [row.held for row in rows if row.bound]
+    others = "; bold: the others" if False in held else ""
+    text = f"{sum(map(bool, held))} of {len(held)} values hold what is asked{others}.\n\n" if held else ""
+    return text + "\n".join(
+        f"| {' | '.join(cells)} |" for cells in (("", *columns), ("---",) * (1 + len(columns)), *lines)
+    )
 
 
 def row_of(values: dict[str, Any]) -> Row:

@@ -1,5 +1,6 @@
 """The benchmarks run, their arithmetic is right, and the page of the documentation is what their results say."""
 
+import dataclasses
 import json
 import math
 import time
@@ -45,3 +46,20 @@ def test_every_benchmark_runs(name: str, tmp_path: Path) -> None:
     rows = [__main__.row_of(row) for row in json.loads(kept.read_text())[name]["rows"]]
     assert rows
     assert all(isinstance(row, Row) and math.isfinite(row.value) and row.low <= row.value <= row.high for row in rows)
+
+
+def test_a_long_table_is_folded_and_marks_what_misses() -> None:
+    rows = [
+        Row(f"a{n}, {kind}", n, n, n + 1, "x", "relu", bound=("<=", 20.0) if kind == "fast" else None)
+        for n in range(15)
+        for kind in ("fast", "slow")
+    ]
+    rows[0] = dataclasses.replace(rows[0], value=21.0)
+    said, _, head, _, *lines = __main__.table(rows).splitlines()
+    assert said.startswith("14 of 15 ")
+    assert head == "|  | fast, of relu, asked <= 20.00 | slow, of relu |"
+    assert lines[:2] == [
+        "| a0 | **21.00 (0.00 to 1.00)** | 0.00 (0.00 to 1.00) |",
+        "| a1 | 1.00 (1.00 to 2.00) | 1.00 (1.00 to 2.00) |",
+    ]
+    assert len(lines) == 15

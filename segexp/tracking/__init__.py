@@ -52,11 +52,14 @@ def track(run_dir: Path, names: Sequence[str]) -> Callable[[], list[str]]:
                     process.kill()
                     process.communicate()
                 log.seek(-min(log.seek(0, SEEK_END), 10_000), SEEK_END)
-                printed = log.read().decode(errors="replace").splitlines()[-1:]
+                printed = log.read().decode(errors="replace").splitlines()
             code = process.returncode
             how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
             why = f"no answer in {LIMIT_SECONDS:g} s" if hangs else how if code or early else ""
-            reason = ": ".join([why, *printed]) if why else ""
+            said = [
+                line for line in printed if line[:1].strip() and not line.startswith("Traceback")
+            ]  # where a full disk cut it
+            reason = ": ".join([why, *said[-1:]]) if why else ""
         except (OSError, UsageError) as error:
             reason = str(error)
         if reason:

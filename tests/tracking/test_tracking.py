@@ -112,6 +112,7 @@ def test_a_tracker_that_cannot_start_is_a_warning(tmp_path: Path):
 
 @pytest.mark.parametrize(("code", "reason"), [
     ("import sys; sys.exit('ValueError: first')", "exit code 1: ValueError: first"),
+    (r"import sys; print('cut\nTraceback (most\n  File'); sys.exit(1)", "exit code 1: cut"),
     ("import time; print('waiting', flush=True); time.sleep(600)", "no answer in 0.5 s: waiting"),
     ("import os; print('half', flush=True); os.kill(os.getpid(), 9)", "ended by signal 9: half"),
 ])  # fmt: skip

@@ -52,6 +52,18 @@ def test_signed_distances_of_a_square() -> None:
     assert float(LOSSES["boundary"].function(prediction, target)) * 2000 == pytest.approx(-2)
 
 
+@pytest.mark.parametrize("alpha", [1.0, 2.0, 3.0])
+def test_errors_weigh_by_the_power_of_their_distance(alpha: float) -> None:
+    plane = blobs(1, 40, 50)
+    target, p = torch.from_numpy(plane.astype(np.int64)), torch.full((1, 1, 40, 50), 0.25)
+    prediction = make_head(OUTPUT_ACTIVATIONS["sigmoid"], "binary")(p.logit())
+    distance = np.abs(signed_distances(plane, ALL_VALID)).astype(float)
+    assert distance.max() > 5
+    expected = ((0.25 - plane) ** 2 * distance**alpha).mean()
+    found = LOSSES["hausdorff_dt"].function(prediction, target, alpha=alpha, two_sided=False)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
 def test_distances_go_to_labelled_pixels_only() -> None:
     inside, valid = blobs(40, 50), ALL_VALID.copy()
     valid[:, 30:] = valid[4:9, 5:20] = False

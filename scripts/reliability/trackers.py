@@ -101,6 +101,7 @@ def _disk(draw: random.Random, name: str, own: Path, run: Path, env: dict[str, s
     most = draw.choice((0, 100, 1000, 10_000, 100_000))
     code = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most}))\n"
     (own / "site" / "sitecustomize.py").write_text(code, encoding="utf-8")
+    env["PYTHONDONTWRITEBYTECODE"] = "1"  # Python keeps what it could write of a module, and cannot read that later
     return f"files of at most {most} bytes"
 
 

@@ -162,6 +162,13 @@ def test_a_warning_names_a_pair_under_several_conditions_once():
     assert line.count("a against b") == 1
 
 
+@pytest.mark.parametrize("n", [2, 3, 6, 12])
+def test_a_prediction_interval_is_that_of_one_more_value(n: int):
+    values = np.random.default_rng(n).normal(0.3, 1, n)
+    half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) * math.sqrt(1 + 1 / n)
+    assert prediction(one_sample(values), n) == pytest.approx((values.mean() - half, values.mean() + half))
+
+
 @pytest.mark.slow
 def test_the_prediction_interval_is_where_a_new_data_set_lies(tmp_path: Path):
     for n, name in enumerate("abcd"):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import segexp
 from segexp.commands import COMMANDS, load_plugins, module_of, without_plugins
-from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, PrintableStream, UsageError, one_line, unexpected
+from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, PrintableStream, UsageError, one_line
 
 _HELP = """\
 segexp: which activation functions should my segmentation network use?
@@ -71,15 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return DONE
     except OSError as error:
         # A folder that cannot be made, a full disk, a file that has gone: the system's message names the cause.
-        where = f": {error.filename}" if error.filename else ""
-        return _refuse(f"{error.strerror or error}{where}")
-    except Exception as error:
         from segexp.registry.plugins import in_plugin
 
-        if line := in_plugin(error):
-            return _refuse(line)
-        _refuse(unexpected(error))
-        return FAILED
+        where = f": {error.filename}" if error.filename else ""
+        return _refuse(in_plugin(error) or f"{error.strerror or error}{where}")
+    except Exception as error:
+        from segexp.registry.plugins import explained, in_plugin
+
+        _refuse(explained(error))
+        return REFUSED if in_plugin(error) else FAILED
     finally:
         sys.stdout = stdout
 

@@ -9,14 +9,14 @@ DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 
 def first_line(error: object) -> str:
-    """The first line of what an exception or a warning says, and the next where that ends in a colon; of one that says
-    nothing, its kind."""
+    """The first line of what an exception or a warning says, `shortened`, and the next where that ends in a colon; of
+    one that says nothing, its kind."""
     try:
         text = str(error)
     except Exception:  # of a plugin's own class
         text = ""
     lines = [line.strip() for line in text.strip().splitlines()] or [type(error).__name__]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+    return shortened(" ".join(lines[: 2 if lines[0].endswith(":") else 1]))
 
 
 def line_in(error: BaseException, files: Iterable[str]) -> str:
@@ -37,12 +37,16 @@ LONGEST = 1000
 """Characters of a message: what is longer quotes a value of thousands of characters."""
 
 
-def one_line(text: str) -> str:
-    """The text as one printable line of at most `LONGEST` characters; what it says first and its cure, last, are kept.
-    Line breaks, which come from a value in quotes, are written as escapes."""
-    line = printable(text.strip()).replace("\n", "\\n").replace("\t", "\\t")
+def shortened(text: str) -> str:
+    """The text in at most `LONGEST` characters; what it says first and its cure, last, are kept."""
     half = LONGEST // 2 - 3
-    return line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half:]}"
+    return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
+
+
+def one_line(text: str) -> str:
+    """The text as one printable line, `shortened`. Line breaks, which come from a value in quotes, are written as
+    escapes."""
+    return shortened(printable(text.strip()).replace("\n", "\\n").replace("\t", "\\t"))
 
 
 class PrintableStream:
@@ -60,7 +64,7 @@ class PrintableStream:
         return len(text)
 
 
-def unexpected(error: BaseException) -> str:
+def unexpected(error: BaseException, cure: str = "please report it") -> str:
     """One line for an unexpected error; the traceback is in the temporary file that the line names."""
     import tempfile
     import traceback
@@ -70,7 +74,7 @@ def unexpected(error: BaseException) -> str:
             "w", encoding="utf-8", errors="backslashreplace", prefix="segexp-", suffix=".txt", delete=False
         ) as file:
             file.write("".join(traceback.format_exception(error)))
-        where = f"the traceback is in {file.name}: please report it"
+        where = f"the traceback is in {file.name}: {cure}"
     except OSError as full:
         where = f"no traceback could be written ({first_line(full)})"
     return f"unexpected {type(error).__name__}: {first_line(error)}; {where}"

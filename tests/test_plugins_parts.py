@@ -4,6 +4,7 @@ import dataclasses
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,9 +20,10 @@ from segexp.activations.output import OUTPUT_ACTIVATIONS, slope_of
 from segexp.config import changed_from_defaults
 from segexp.data import adapters
 from segexp.data.check import check_pairs
-from segexp.errors import UsageError
+from segexp.errors import LONGEST, UsageError
 from segexp.models.build import final_layer, init_sha
 from segexp.records import read_run
+from segexp.registry.plugins import explained
 from segexp.running import prepare
 
 USES = """from typing import Annotated, Literal
@@ -480,6 +482,7 @@ BAD = [
     ("activation", "@output_activation(gives='probability')\ndef mine(x): return x", "not within 0 and 1"),
     ("activation", "@output_activation(gives='probability')\ndef mine(x): return 1 / 0", "parts.py, line 5"),
     ("activation", "@output_activation\ndef mine(x): return x.log()", "not finite"),
+    ("activation", "N = []\n@output_activation\ndef mine(x): return None if N else N.append(0) or x", "NoneType"),
     ("loss", "@loss\ndef mine(p, y): return p.values_NKHW", "scalar"),
     ("loss", "@loss\ndef mine(p, y): return torch.zeros(())", "no gradient"),
     ("loss", "@loss\ndef mine(p, y): return p.nothing", "check-plugin"),
@@ -491,7 +494,9 @@ def test_what_cannot_be_trained_with_is_loaded_and_refused_before_training(
     group: str, text: str, reason: str, plugin: Any, tmp_path: Path
 ) -> None:
     plugin(f"{USES}{text}\n")
-    assert reason in refused(tmp_path, f"{group}=mine")
+    answer = refused(tmp_path, f"{group}=mine")
+    assert reason in answer
+    assert "parts.py" in answer, "which plugin it is"
 
 
 def test_an_error_within_a_run_names_the_line(plugin: Any, tmp_path: Path) -> None:
@@ -500,6 +505,31 @@ def test_an_error_within_a_run_names_the_line(plugin: Any, tmp_path: Path) -> No
     plugin(f"{USES}@loss\ndef mine(p, y):\n    if len(y) > 2: 1 / 0\n    return p.logits_NKHW.mean()\n")
     outcome = execute(prepare(_config(tmp_path, "loss=mine")))
     assert (outcome.status, "parts.py, line 6: ZeroDivisionError" in outcome.reason) == ("failed", True)
+
+
+def test_what_ones_own_part_gave_is_suspected_of_an_unexpected_error(
+    plugin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert "check-plugin" not in explained(ValueError("x"))
+    plugin(f"{USES}@hidden_activation\ndef mine(x): return x\n")
+    line = explained(AttributeError("x" * 10**6))
+    assert "check-plugin" in line
+    assert "parts.py" in line
+    assert len(line) < 2 * LONGEST
+    assert len([*tmp_path.glob("segexp-*.txt")]) == 2
+
+
+def test_an_error_of_the_system_that_a_plugin_raises_names_it(
+    plugin: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from segexp.cli import main
+
+    fails = "N.append(0)\n    if len(N) > 1: raise OSError(28, 'No space left')\n    return x"
+    path = plugin(f"{USES}N = []\n@hidden_activation\ndef mine(x):\n    {fails}\n")
+    words = ["train", *TINY, f"outputs={tmp_path / 'o'}", "hidden_activation=mine", "--plugin", str(path)]
+    assert main(words) == 2
+    assert "parts.py, line 7: OSError" in capsys.readouterr().err
 
 
 def test_options_of_ones_own_take_what_they_declare(plugin: Any, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder, Sour
 from pathlib import Path
 from typing import Any, NoReturn
 
-from segexp.errors import UsageError, first_line, line_in
+from segexp.errors import UsageError, first_line, line_in, unexpected
 from segexp.registry import REGISTRIES, adding_for, nearest
 
 ENTRY_POINTS = "segexp.plugins"
@@ -101,6 +101,15 @@ def in_plugin(error: BaseException) -> str:
             what = f"{where}: {type(error).__name__}: {first_line(error)}"
             return f"{what}; `segexp check-plugin {shlex.quote(plugin.given)}` says more"
     return ""
+
+
+def explained(error: BaseException) -> str:
+    """One line for an unexpected error: `in_plugin`, else where its traceback is. With plugins it may come from what
+    one of their parts gave."""
+    if not LOADED:
+        return unexpected(error)
+    checks = ", ".join(f"`segexp check-plugin {shlex.quote(plugin.given)}`" for plugin in LOADED.values())
+    return in_plugin(error) or unexpected(error, f"see whether your own part is right with {checks}")
 
 
 def flags() -> str:

@@ -1,5 +1,6 @@
 """The first calls of a plugin's entries that a run uses, on small tensors: a mistake is found before training."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,15 +15,16 @@ from segexp.errors import UsageError, first_line
 from segexp.evaluation.own import try_score
 from segexp.losses import LOSSES, term_of
 from segexp.records.scores import OWN_SCORES
-from segexp.registry.plugins import in_plugin
+from segexp.registry.plugins import LOADED, in_plugin
 from segexp.running.entry_check import WrongError, line, same_shape
 from segexp.running.head_check import scalar
 
 
 def check_own(config: Config, plugins: Mapping[str, Sequence[str]]) -> None:
     """Raise UsageError where an entry fails, or gives what cannot be used. plugins: name -> entries, as "loss=mine"."""
-    for entry in (entry for entries in plugins.values() for entry in entries):
+    for plugin, entry in ((plugin, entry) for plugin, entries in plugins.items() for entry in entries):
         group, _, name = entry.partition("=")
+        given = LOADED[plugin].given
         try:
             with torch_seeded(0, "check", entry):
                 if check := _CHECKS.get(group):
@@ -30,12 +32,10 @@ def check_own(config: Config, plugins: Mapping[str, Sequence[str]]) -> None:
         except UsageError:
             raise
         except WrongError as wrong:
-            raise UsageError(f"{entry} {wrong}") from None
+            raise UsageError(f"{entry} of {given} {wrong}") from None
         except Exception as error:
-            what = (
-                f"{entry} cannot be used ({type(error).__name__}: {first_line(error)}): `segexp check-plugin` says more"
-            )
-            raise UsageError(in_plugin(error) or what) from error
+            what, more = f"{type(error).__name__}: {first_line(error)}", f"`segexp check-plugin {shlex.quote(given)}`"
+            raise UsageError(in_plugin(error) or f"{entry} cannot be used ({what}): {more} says more") from error
 
 
 def _hidden(config: Config, name: str) -> None:
@@ -69,7 +69,7 @@ def _output(config: Config, name: str) -> None:
             raise WrongError(f"gives F(x) from {shown}, not within 0 and 1: if it is log-odds, leave out gives")
         if form == "log_odds" and inside and one[0] < 0.1 and one[-1] > 0.9:
             raise WrongError(f"gives {shown}: these look like probabilities: state gives='probability'")
-    log_odds(x, **options)
+    same_shape(log_odds(x, **options), x)
 
 
 def _loss(config: Config, name: str) -> None:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from segexp.config import Config
 from segexp.config.compose import compose, hydra_session
 from segexp.config.launchers import RaySettings, SlurmSettings, check_engine
-from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, BusyError, UsageError, first_line, unexpected
+from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, BusyError, UsageError, first_line
 from segexp.records.process import STALE_SECONDS, set_wait
 from segexp.records.runs import SWEEPS, sweeps_folder
 from segexp.registry import plugins
@@ -90,7 +90,7 @@ def run_job(overrides: Sequence[str], folder: str, run_id: str = "", given: Mapp
         log.error("interrupted %s", label)
         return INTERRUPTED
     except Exception as error:
-        log.error("failed %s: %s", label, plugins.in_plugin(error) or unexpected(error))
+        log.error("failed %s: %s", label, plugins.explained(error))
         return FAILED
     if outcome.status == "done":
         return DONE

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from segexp.config.canonical import config_of
-from segexp.errors import REFUSED, BusyError, UsageError, unexpected
+from segexp.errors import REFUSED, BusyError, UsageError
 from segexp.records.process import SAVE_AND_STOP, can_fork, signal_handlers, signal_self
 from segexp.registry import plugins
 
@@ -114,7 +114,7 @@ def run(payload: Mapping[str, Any], report: Report) -> int:
         report(reason=str(error))
         return REFUSED
     except Exception as error:
-        report(reason=plugins.in_plugin(error) or unexpected(error))
+        report(reason=plugins.explained(error))
         return BROKEN
     report(status=outcome.status, reason=outcome.reason)
     return 0

@@ -529,7 +529,7 @@ def test_an_error_of_the_system_that_a_plugin_raises_names_it(
     path = plugin(f"{USES}N = []\n@hidden_activation\ndef mine(x):\n    {fails}\n")
     words = ["train", *TINY, f"outputs={tmp_path / 'o'}", "hidden_activation=mine", "--plugin", str(path)]
     assert main(words) == 2
-    assert "parts.py, line 7: OSError" in capsys.readouterr().err
+    assert "parts.py, line 8: OSError" in capsys.readouterr().err
 
 
 def test_options_of_ones_own_take_what_they_declare(plugin: Any, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ SHORT = {
     "together": 3,
     "readers": 40,
     "store": 7,
+    "edits": 12,
     "plugins": 30,
     "decide": 3,
     "trackers": 8,

@@ -22,6 +22,10 @@ NOTES, RESULTS = FOLDER / "notes.md", FOLDER / "results.json"
 PAGE = FOLDER.parents[1] / "docs" / "reliability.md"
 
 
+UNTRIED: dict[str, Any] = {"tried": "", "endings": {}, "faults": {}, "commits": []}
+"""What results.json has of a class without cases."""
+
+
 def carried_out(name: str, kept: Path) -> dict[int, dict[str, str]]:
     """Case -> how it ended, of the lines that are whole: the last may be cut where the campaign was killed."""
     found = {}
@@ -71,7 +75,7 @@ def counted(known: dict[str, FaultClass], kept: Path, before: dict[str, Any]) ->
     file. A case counts as it first held; while it shows a fault, it is one of the faults as well."""
     found = {}
     for name in known:
-        of = before.get(name, {"tried": "", "endings": {}, "faults": {}, "commits": []})
+        of = before.get(name, UNTRIED)
         tried, ends, rows = numbers(of["tried"]), collections.Counter(of["endings"]), carried_out(name, kept)
         faults = {case: how for case, how in of["faults"].items() if int(case) not in rows}
         for case, row in sorted(rows.items()):
@@ -94,7 +98,7 @@ def page(known: dict[str, FaultClass], results: dict[str, Any]) -> str:
     """docs/reliability.md."""
     rows = [f"| class | what is done | tried | of | {' | '.join(HELD)} | faults |", "|" + "---|" * (5 + len(HELD))]
     for name, one in known.items():
-        of = results[name]
+        of = results.get(name, UNTRIED)
         ends = [str(of["endings"].get(how, 0)) for how in HELD]
         count = len(numbers(of["tried"]) | {int(case) for case in of["faults"]})
         faults = ", ".join(f"{how} {case}" for case, how in of["faults"].items()) or "0"
@@ -141,7 +145,7 @@ def main(words: list[str]) -> int:
     faults = 0
     for name in given.names or known:
         one = known[name]
-        done = {*carried_out(name, given.kept), *(() if given.cases else numbers(before[name]["tried"]))}
+        done = {*carried_out(name, given.kept), *(() if given.cases else numbers(before.get(name, UNTRIED)["tried"]))}
         wanted = given.only or [case for case in range(given.cases or one.cases) if case not in done]
         carry_out(one, wanted, given.kept)
         ends = collections.Counter(row["how"] for row in carried_out(name, given.kept).values())

@@ -36,7 +36,7 @@ WORDS = (
 
 
 @contextmanager
-def _cache(place: Path, limit: str = "1GB") -> Iterator[None]:
+def cached(place: Path, limit: str = "1GB") -> Iterator[None]:
     """Commands use this cache folder."""
     given = {"SEGEXP_CACHE": str(place), "SEGEXP_CACHE_LIMIT": limit}
     before = {name: os.environ.get(name) for name in given}
@@ -54,7 +54,7 @@ def _tables(own: Path) -> dict[str, bytes]:
 
 
 def _trained(own: Path, cache: Path, limit: str) -> Said:
-    with _cache(cache, limit):
+    with cached(cache, limit):
         return said_by([word.format(own=own) for word in WORDS], seconds=TRAINS_S)
 
 
@@ -175,7 +175,7 @@ def store(draw: random.Random, made: Path, own: Path) -> Ending:
         other = sorted(name for name in {*true, *found} if true.get(name) != found.get(name))
         return Ending("lie", what, f"other content: {other}\n{said.err[-600:]}")
     if limit == "0":  # the cache was not touched
-        with _cache(own / "cache"):
+        with cached(own / "cache"):
             said_by(["data", "clear"])
     litter = sorted(path.name for path in (own / "cache" / "store").glob("*.*")) if fault is not _elsewhere else []
     return Ending(

@@ -275,7 +275,7 @@ def watched(image_set: ImageSet, stamps: list[Stamp], digests: Sequence[bytes]) 
         changed = [path for path in now if now[path] != stamps[index].get(path)]
         if not all(now.values()) or pair_digest(image_set, index) != digests[index]:
             raise DataChangedError(
-                f"{' and '.join(map(str, changed))} has changed since the run read it: restore the file and repeat the "
+                f"{' and '.join(map(str, changed))} changed after the run read it: restore the file and repeat the "
                 "command to continue the run, or repeat it with the new data, which makes another run"
             )
         stamps[index] = now

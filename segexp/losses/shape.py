@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from segexp.losses import Maps, loss, map_functions, maps_of, mean_over, valid_pixels
 from segexp.losses.region import Planes, Reduction, dice, mean_of_classes, planes_of, ratio
-from segexp.registry import NOT_NEGATIVE, POSITIVE, Range
+from segexp.registry import POSITIVE, Range
 
 if TYPE_CHECKING:
     import numpy as np
@@ -197,7 +197,7 @@ def skeleton_recall(
     target: "Tensor",
     maps: Maps | None = None,
     *,
-    tube: Annotated[int, NOT_NEGATIVE] = 2,
+    tube: Annotated[int, Range(0, 1000)] = 2,  # more takes as long as it is wide
     reduction: Reduction = "batch",
 ) -> "Tensor":
     """Skeleton recall loss, mean over the classes that the pool holds.
@@ -222,7 +222,7 @@ def cl_dice(
     target: "Tensor",
     *,
     alpha: Annotated[float, Range(0, 1)] = 0.5,
-    iterations: Annotated[int, Range(1)] = 10,
+    iterations: Annotated[int, Range(1, 1000)] = 10,  # each keeps images for the backward pass
     smooth: Annotated[float, POSITIVE] = 1.0,
     reduction: Reduction = "batch",
 ) -> "Tensor":

@@ -454,6 +454,8 @@ def test_wrong_terms_are_refused_with_key_and_cure(terms: Any, key: str, cure: s
     ("loss", "ce", "class_weights", [1.0, math.nan], "out of range"),
     ("loss", "ce", "class_weights", [1.0, 10**400], "out of range"),
     ("loss", "topk_ce", "share", 0.0, "above 0"),
+    ("loss", "skeleton_recall", "tube", 10**12, "from 0 to 1000"),
+    ("loss", "cl_dice", "iterations", 10**6, "from 1 to 1000"),
     ("activation", "sigmoid", "slope", "0", "learned, or a number above 0"),
     ("activation", "sigmoid", "slope", "steep", "learned, or a number above 0"),
     ("activation", "sigmoid", "prior_bias", "1", "none, auto, or a number above 0 and below 1"),

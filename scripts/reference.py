@@ -26,9 +26,9 @@ from segexp.config.compose import every_option
 from segexp.config.launchers import RayInit, RayRemote, SlurmSettings
 from segexp.data import adapters
 from segexp.records import COLUMNS, KEYS
+from segexp.records.collected import FIRST, IMAGES, RARE, RECORD, TIMINGS
 from segexp.records.formatting import markdown_table
 from segexp.records.scores import SCORES
-from segexp.records.tables import FIRST, IMAGES, RARE, RECORD, TIMINGS
 from segexp.registry import REQUIRED, Option, fields_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -2,7 +2,7 @@
 
 From Python: `output_activation`, `hidden_activation`, `head`, `loss`, `build_model`, `audit`, `confusion_counts`,
 `run`, `load`, `use_plugins`, `read_collected`, `load_study` and `compare`, documented in `segexp.api`,
-`segexp.records.tables`, `segexp.notebook` and docs/python.md. They are looked up when first used: `import segexp`
+`segexp.records.collected`, `segexp.notebook` and docs/python.md. They are looked up when first used: `import segexp`
 itself imports nothing else.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         use_plugins,
     )
     from segexp.notebook import compare, load_study
-    from segexp.records.tables import read_collected
+    from segexp.records.collected import read_collected
 
 __version__ = "0.2.0"
 
@@ -48,7 +48,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'segexp' has no attribute {name!r}")
     if name == "read_collected":
         # Needs no torch.
-        from segexp.records.tables import read_collected
+        from segexp.records.collected import read_collected
 
         return read_collected
     if name in ("compare", "load_study"):

@@ -18,10 +18,11 @@ from segexp.compare.blocks import arrange, with_later_options
 from segexp.compare.result import Result
 from segexp.errors import UsageError
 from segexp.records import COLUMNS, cell_of
+from segexp.records.collected import FIRST, typed_runs
 from segexp.records.foreign import columns_in, loaded, of_table
 from segexp.records.formatting import pluralize
 from segexp.records.runs import Run, shown_state
-from segexp.records.tables import FIRST, Images, Loaded, read_tables, typed_runs
+from segexp.records.tables import Images, Loaded, read_tables
 from segexp.records.user_tables import Table
 from segexp.report import figures, formats, tables
 from segexp.report.drawing import styled

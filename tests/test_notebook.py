@@ -21,7 +21,7 @@ from segexp.compare import verdict
 from segexp.errors import UsageError
 from segexp.notebook import StudyFrames
 from segexp.records import write_table
-from segexp.records.tables import collect
+from segexp.records.collected import collect
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -570,7 +570,7 @@ def test_a_score_becomes_columns_that_are_read_without_the_plugin(
     from segexp.cli import main
     from segexp.compare.verdict import compare
     from segexp.records import read_table
-    from segexp.records.tables import collect, read_collected
+    from segexp.records.collected import collect, read_collected
 
     path = plugin(SCORES + NETWORKS)
     words = ("model=small", "trainer.epochs=1", SCORED)

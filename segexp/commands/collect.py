@@ -32,9 +32,9 @@ def parser() -> Parser:
 def command(words: Sequence[str]) -> int:
     options = parser().parse_args(list(words))
 
+    from segexp.records.collected import collect
     from segexp.records.formatting import pluralize
     from segexp.records.runs import shown_state
-    from segexp.records.tables import collect
 
     out = options.out or options.folder
     collected = collect(options.folder, out)

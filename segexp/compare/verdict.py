@@ -52,6 +52,7 @@ from segexp.config.arm import arm_label, arm_of_row
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
 from segexp.records import RESTORE
+from segexp.records.collected import AGAIN
 from segexp.records.decision import NO_LOOK, Decision
 from segexp.records.foreign import load
 from segexp.records.formatting import pluralize
@@ -59,7 +60,7 @@ from segexp.records.looks import look
 from segexp.records.provenance import provenance_of
 from segexp.records.runs import Run, column_of
 from segexp.records.scores import OWN, SCORES, SPLITS, Score, class_label
-from segexp.records.tables import AGAIN, ROUNDING, Loaded
+from segexp.records.tables import ROUNDING, Loaded
 
 Reference = Mapping[str, str]
 

@@ -26,8 +26,8 @@ from segexp.config import Config, TrainerConfig, canonical
 from segexp.errors import UsageError
 from segexp.losses import LOSSES
 from segexp.records import flatten, write_table
+from segexp.records.collected import collect, read_collected
 from segexp.records.runs import column_of
-from segexp.records.tables import collect, read_collected
 from segexp.registry import NOT_NEGATIVE, Option, Since
 from segexp.report.formats import as_json, comparisons_csv
 

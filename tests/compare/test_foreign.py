@@ -17,7 +17,7 @@ from segexp import cli
 from segexp.compare.result import Comparison, Method, Result
 from segexp.compare.verdict import compare
 from segexp.errors import UsageError
-from segexp.records.tables import collect
+from segexp.records.collected import collect
 
 SHAPE = (512, 512)
 

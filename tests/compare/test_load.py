@@ -26,7 +26,7 @@ from segexp.compare.result import Result
 from segexp.compare.verdict import compare
 from segexp.compare.verdict import load_checked as load
 from segexp.errors import UsageError
-from segexp.records.tables import collect, read_collected
+from segexp.records.collected import collect, read_collected
 from segexp.report.formats import as_text
 
 TIMES = "epoch,seconds,images_per_s,peak_mem_mib\n1,2.0,3.0,\n2,2.5,3.0,\n"

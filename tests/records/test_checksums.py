@@ -13,7 +13,7 @@ from segexp import cli
 from segexp.compare.verdict import compare
 from segexp.errors import UsageError
 from segexp.records import check_complete, read_run, tables
-from segexp.records.tables import collect
+from segexp.records.collected import collect
 
 
 def edit_nll(run_dir: Path) -> None:

@@ -17,9 +17,10 @@ from timing import bare_reading
 
 from segexp import cli
 from segexp.errors import UsageError
-from segexp.records import COLUMNS, tables
+from segexp.records import COLUMNS, collected
+from segexp.records.collected import FIRST, IMAGES, RECORD, TIMINGS, collect, read_collected
 from segexp.records.runs import Run, Study, runs_in
-from segexp.records.tables import FIRST, IMAGES, RECORD, TIMINGS, collect, load, read_collected
+from segexp.records.tables import load
 
 Captured = pytest.CaptureFixture[str]
 
@@ -131,7 +132,7 @@ def test_the_records_of_runs_are_not_kept_in_memory(study: Path, monkeypatch: py
             counts.append(len(kept))
             yield run
 
-    monkeypatch.setattr(tables, "runs_in", counted)
+    monkeypatch.setattr(collected, "runs_in", counted)
     collect(study)
     assert len(counts) >= 30
     assert max(counts) <= 3

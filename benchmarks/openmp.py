@@ -11,9 +11,10 @@ from segexp.records.process import WAIT_KEYS, usable_cores
 
 CHILD = """
 import sys
-from segexp.records.process import set_wait
+from segexp.records import process
+process._others_run = lambda: False  # the other processes of this benchmark
 if sys.argv[1] != "default":
-    set_wait(sys.argv[1], 2)
+    process.set_wait(sys.argv[1], 2)
 import torch
 torch.set_num_threads(2)
 from benchmarks import seconds

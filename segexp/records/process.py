@@ -342,7 +342,7 @@ the first and last)."""
 _WAITS = {
     "passive": ("passive", {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}),
     "active": ("active", {"OMP_WAIT_POLICY": "ACTIVE"}),
-    "auto": ("a short spin", {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "1"}),
+    "auto": ("a short spin", {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}),
 }
 
 BUSY_LOAD = 0.25

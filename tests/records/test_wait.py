@@ -36,7 +36,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(("wait", "load", "expected"), [
-    ("auto", 0.1, {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "1"}),
+    ("auto", 0.1, {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}),
     ("auto", 1.0, {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}),
     ("passive", 0.0, {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}),
     ("active", 9.0, {"OMP_WAIT_POLICY": "ACTIVE"}),

@@ -56,9 +56,8 @@ def track(run_dir: Path, names: Sequence[str]) -> Callable[[], list[str]]:
             code = process.returncode
             how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
             why = f"no answer in {LIMIT_SECONDS:g} s" if hangs else how if code or early else ""
-            said = [
-                line for line in printed if line[:1].strip() and not line.startswith("Traceback")
-            ]  # where a full disk cut it
+            # Of a traceback that a full disk has cut, the last line gives no reason.
+            said = [line for line in printed if line[:1].strip() and not line.startswith("Traceback")]
             reason = ": ".join([why, *said[-1:]]) if why else ""
         except (OSError, UsageError) as error:
             reason = str(error)

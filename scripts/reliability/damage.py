@@ -85,7 +85,7 @@ def told(said: Said, words: list[str]) -> list[str]:
         found: list[str] = []
         json.loads(said.out, object_hook=lambda content: found.extend(map(str, content.get("warnings", ()))))
         return lines + found
-    return lines + re.findall(r"(?m)^(?:problem|unreadable) .*", said.out)
+    return lines + re.findall(r"(?m)^(?:problem:|unreadable) .*", said.out)
 
 
 @fault_class("a file of a run cut, edited, or with flipped bits, then read by every command", 1500, study)

@@ -142,6 +142,8 @@ def _legal(draw: random.Random) -> list[str]:
         ends = [end for end in (option.range.low, option.range.high) if abs(end) < float("inf")]
         whole = "float" not in kind and not option.range.words
         values += [n for n in (*ODD_NUMBERS, *ends) if option.range.holds(n) and not (whole and n != int(n))]
+        if key == "trainer.threads":  # the stacks of more do not fit into `MEMORY`, and OpenMP then ends this process
+            values = [n for n in values if not isinstance(n, int) or n <= 64]
     elif "str" in kind and not option.choices:
         values += NAMES
     if "None" in kind:

@@ -143,6 +143,7 @@ def _limited(seconds: float) -> Iterator[None]:
     def ring(number: int, frame: Any) -> None:
         raise _Hangs
 
+    importlib.import_module("torch")  # whose libraries are not the command's memory
     limits = resource.getrlimit(resource.RLIMIT_AS)
     if sys.platform == "linux":
         used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()

@@ -198,7 +198,7 @@ def _dry_run(arms: "Arms", question: "Question", local: "LocalOptions | None") -
     from segexp.records.formatting import duration, text_table
     from segexp.sweep.decide import expected, variances_of
     from segexp.sweep.estimate import estimate
-    from segexp.sweep.local import slots_of
+    from segexp.sweep.local import slots_for
 
     n = len(question.looks)
     rows = [
@@ -207,7 +207,7 @@ def _dry_run(arms: "Arms", question: "Question", local: "LocalOptions | None") -
     ]
     print(f"\n{pluralize(arms.m, 'comparison')}, Holm's adjustment over all of them\n{text_table(rows)}", flush=True)
     first = arms.of_seed(range(len(arms.jobs)), 0)
-    slots = None if local is None else slots_of(local, any_gpu=first[0].spec.config.trainer.device != "cpu")
+    slots = None if local is None else slots_for(first, local)
     cost = estimate(first, slots)
     for problem in cost.problems:
         print(f"will fail: {problem}")

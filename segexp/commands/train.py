@@ -136,7 +136,7 @@ def _estimate(plan: "Plan", options: "LocalOptions | None") -> int:
     """
     from segexp.records.formatting import duration, pluralize, size
     from segexp.sweep import split_finished
-    from segexp.sweep.local import slots_of
+    from segexp.sweep.local import slots_for
     from segexp.sweep.plan import arms_of
 
     arms = arms_of(plan.jobs)
@@ -153,8 +153,7 @@ def _estimate(plan: "Plan", options: "LocalOptions | None") -> int:
         set_wait(left[0].spec.config.trainer.wait, 1)
         from segexp.sweep.estimate import estimate
 
-        devices = {job.spec.config.trainer.device for job in left}
-        slots = None if options is None else slots_of(options, any_gpu=devices != {"cpu"})
+        slots = None if options is None else slots_for(left, options)
         found = estimate(left, slots)
         problems += found.problems
         if found.rows:

@@ -210,7 +210,7 @@ TRACKERS = {"csv": "", "tensorboard": "tensorboard", "mlflow": "mlflow", "wandb"
 class LocalOptions:
     """``hydra.launcher.*`` of a sweep on this machine. Nothing here changes what a run is.
 
-    n_jobs: runs at once; auto: one per GPU slot, or without GPUs one per ``threads`` CPU cores.
+    n_jobs: runs at once; auto: one per GPU slot, or without GPUs one for as many CPU cores as a run has threads.
     threads: CPU threads of each run, unless ``trainer.threads`` is set or the run began with another number; auto: the
     cores divided by ``n_jobs`` if that is given, else 1.
     gpus: auto (all that are visible), a number of them, or a list of their indices; 0: none.

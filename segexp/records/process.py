@@ -362,11 +362,12 @@ def _others_run() -> bool:
     return sorted(counts)[2] > 1  # more than this thread
 
 
-def set_wait(wait: str, threads: int | None) -> str:
+def set_wait(wait: str, threads: int | None, n_runs: int = 1) -> str:
     """Set how idle threads wait (``trainer.wait``) for this process and those it starts; returns a line about it.
 
     OpenMP reads the variables when torch is loaded: later calls change nothing. Variables that the user set win.
-    threads: of a run, None for as many as torch takes; the line advises one where several would wait for others.
+    threads: of a run, None for as many as torch takes; n_runs: at once. The line advises one thread where several would
+    wait for others, and says where there are more threads than cores.
     """
     load, n_cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan, usable_cores()
     busy, line = load / n_cores > BUSY_LOAD, f"load average {load:.1f} on {pluralize(n_cores, 'usable core')}"
@@ -378,6 +379,8 @@ def set_wait(wait: str, threads: int | None) -> str:
         os.environ.update(variables)
         line += f"; idle threads: {name} (trainer.wait={wait})"
     several = str(threads or os.environ.get("OMP_NUM_THREADS") or n_cores) != "1"
+    if (asked := n_runs * (threads or 1)) > n_cores:
+        return f"{line}; {asked} threads there wait for each other: fewer are faster"
     return line + "; others use this machine: trainer.threads=1 is often faster" * (busy and several)
 
 

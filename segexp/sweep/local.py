@@ -155,9 +155,9 @@ class Slots:
 
 def run_locally(jobs: Sequence[Job], options: LocalOptions, score: Score = "dice") -> dict[Path, str]:
     """Carry out every job; returns, by run directory, why a run recorded no end itself. Raises UsageError."""
-    slots = slots_of(options, any_gpu=any(job.spec.config.trainer.device != "cpu" for job in jobs))
+    slots = slots_for(jobs, options)
     minutes = options.timeout_minutes
-    waiting = set_wait(jobs[0].spec.config.trainer.wait, slots.threads)
+    waiting = set_wait(jobs[0].spec.config.trainer.wait, slots.threads, len(slots.gpus))
     print(f"{len(jobs)} to run, {slots}; {waiting.replace('trainer.threads', 'hydra.launcher.threads')}", flush=True)
     _clear_printed({job.run_dir.parent for job in jobs})
     tasks = {str(job.run_dir): _task(job, slots.threads) for job in jobs}
@@ -211,6 +211,14 @@ def _task(job: Job, threads: int) -> Task:
     output = sweeps_folder(job.run_dir.parent, "printed") / f"{job.run_dir.name}-{writer()}.txt"
     payload = {"config": tree, "run_id": job.spec.run_id, "plugins": plugins.given()}
     return Task(str(job.run_dir), payload, output, busy=lambda: bool(lock_holder(job.run_dir)))
+
+
+def slots_for(jobs: Sequence[Job], options: LocalOptions) -> Slots:
+    """The slots for these runs, see `slots_of`: their own ``trainer.threads`` count where all of them set it."""
+    trainers = [job.spec.config.trainer for job in jobs]
+    if all(trainer.threads for trainer in trainers):
+        options = dataclasses.replace(options, threads=max(int(trainer.threads or 1) for trainer in trainers))
+    return slots_of(options, any_gpu=any(trainer.device != "cpu" for trainer in trainers))
 
 
 def slots_of(options: LocalOptions, any_gpu: bool, cores: int | None = None) -> Slots:

@@ -57,6 +57,16 @@ def test_the_load_of_our_own_earlier_runs_does_not_count(machine: Any) -> None:
     assert "OMP_WAIT_POLICY" not in os.environ
 
 
+@pytest.mark.parametrize(
+    ("threads", "n_runs", "told"), [(4, 1, "4 threads"), (1, 3, "3 threads"), (1, 2, ""), (None, 1, "")]
+)
+def test_more_threads_than_cores_are_told(threads: int | None, n_runs: int, told: str, machine: Any) -> None:
+    machine(0.0)
+    line = set_wait("auto", threads, n_runs)
+    assert told in line
+    assert ("wait for each other" in line) == bool(told)
+
+
 def test_what_the_user_set_wins_and_is_reported(machine: Any) -> None:
     machine(9.0)
     os.environ["OMP_WAIT_POLICY"] = "ACTIVE"

@@ -1,6 +1,7 @@
 """Slots of this machine: how many, on what, and what the options may not be."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from segexp.config import LocalOptions
 from segexp.errors import UsageError
 from segexp.records import COLUMNS, write_table
 from segexp.sweep import local
-from segexp.sweep.local import Slots, epochs_done, slots_of, visible_gpus
+from segexp.sweep.local import Slots, epochs_done, slots_for, slots_of, visible_gpus
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +31,19 @@ def _two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 ])  # fmt: skip
 def test_slots(options: dict[str, Any], any_gpu: bool, slots: Slots) -> None:
     assert slots_of(LocalOptions(**options), any_gpu, cores=8) == slots
+
+
+@pytest.mark.parametrize(("threads", "options", "slots"), [
+    ([4, 2], {}, Slots((None, None), 4)),
+    ([4, 4], {"threads": 1, "n_jobs": 3}, Slots((None,) * 3, 4)),
+    ([4, None], {}, Slots((None,) * 8, 1)),
+])  # fmt: skip
+def test_threads_that_all_runs_ask_for_count(threads: list[int | None], options: dict[str, Any], slots: Slots,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr(local, "usable_cores", lambda: 8)
+    trainers = [SimpleNamespace(threads=n, device="cpu") for n in threads]
+    jobs: list[Any] = [SimpleNamespace(spec=SimpleNamespace(config=SimpleNamespace(trainer=one))) for one in trainers]
+    assert slots_for(jobs, LocalOptions(**options)) == slots
 
 
 @pytest.mark.parametrize("options", [

@@ -80,6 +80,20 @@ def unexpected(error: BaseException, cure: str = "please report it") -> str:
     return f"unexpected {type(error).__name__}: {first_line(error)}; {where}"
 
 
+SMALLER = "lower trainer.batch_size or dataset.image_size, or use a device with more"
+"""What helps a run that is `out_of_memory`."""
+
+
+def out_of_memory(error: BaseException, cure: str = SMALLER) -> str:
+    """One line for an error because memory was lacking, of Python, numpy or torch on any device; "" for another one."""
+    text = str(error)
+    words = "out of memory|not enough memory|(can't|[Cc]annot|[Uu]nable to) allocate|_ALLOC_FAILED"
+    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and re.search(words, text)):
+        return ""
+    asked = re.search(r"(?:ried|nable) to allocate (\d[\d.]* \w+)", text)
+    return f"out of memory{f' ({asked[1]} more were asked for)' if asked else ''}: {cure}"
+
+
 class UsageError(Exception):
     """Bad usage, configuration or data: one line saying what, where and the cure.
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 import segexp
@@ -26,7 +25,7 @@ from segexp.data.codings import MaskCoding
 from segexp.data.file_set import FilesConfig, Item, is_volume
 from segexp.data.image_set import ImageError, Pair
 from segexp.data.pixels import header_of, read_pair
-from segexp.errors import UsageError, first_line
+from segexp.errors import UsageError, first_line, out_of_memory
 from segexp.inference.images import RECORD, Sources, class_files, recorded
 from segexp.inference.masks import ENDINGS, code_of, mask_file, overlay_png, probabilities_npz
 from segexp.inference.networks import Networks
@@ -104,8 +103,11 @@ def _one(name: str, paths: tuple[Path, ...], out: Path, job: "_Job", outcome: Ou
         for suffix, content in job.files(paths):
             write_atomic(out / (name + suffix), content)
         outcome.written += 1
-    except (MemoryError, torch.cuda.OutOfMemoryError):
-        outcome.problems[str(paths[0])] = "takes more memory than there is: see --tile"
+    except (MemoryError, RuntimeError) as error:
+        lacking = out_of_memory(error, "see --tile")
+        if not lacking:
+            raise
+        outcome.problems[str(paths[0])] = lacking
     except (ImageError, UsageError) as error:
         outcome.problems[str(paths[0])] = first_line(error).removeprefix(f"{paths[0]}: ")
     except OSError as error:

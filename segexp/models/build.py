@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from segexp.activations.head import LearnedOptions
 from segexp.activations.hidden import make_hidden, measured_gain
 from segexp.data import torch_seeded
-from segexp.errors import UsageError, first_line
+from segexp.errors import UsageError, first_line, out_of_memory
 from segexp.models.architectures import (
     ARCHITECTURES,
     IN_CHANNELS,
@@ -113,6 +113,8 @@ def build_network(
             "~/.cache/huggingface"
         ) from error
     except (LookupError, ValueError, RuntimeError, TypeError, AssertionError) as error:
+        if out_of_memory(error):
+            raise
         raise UsageError(
             f"smp cannot build model={model} with backbone.name={name} and {in_channels} input channels: "
             f"{first_line(error)}; supported encoders: {entry.encoders}"
@@ -219,6 +221,8 @@ def check_forward(network: torch.nn.Module, in_channels: int, out_channels: int,
     try:
         seen = trace(network, in_channels, size)
     except Exception as error:  # a network of the user's own may raise anything
+        if out_of_memory(error):
+            raise
         failure = first_line(error)[:200]
         if not isinstance(error, FAILURES):
             failure = f"{type(error).__name__}: {failure}"

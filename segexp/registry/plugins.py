@@ -26,7 +26,7 @@ from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder, Sour
 from pathlib import Path
 from typing import Any, NoReturn
 
-from segexp.errors import UsageError, first_line, line_in, unexpected
+from segexp.errors import UsageError, first_line, line_in, out_of_memory, unexpected
 from segexp.registry import REGISTRIES, adding_for, nearest
 
 ENTRY_POINTS = "segexp.plugins"
@@ -104,8 +104,10 @@ def in_plugin(error: BaseException) -> str:
 
 
 def explained(error: BaseException) -> str:
-    """One line for an unexpected error: `in_plugin`, else where its traceback is. With plugins it may come from what
-    one of their parts gave."""
+    """One line for an unexpected error: `out_of_memory`, `in_plugin`, else where its traceback is. With plugins it may
+    come from what one of their parts gave."""
+    if lacking := out_of_memory(error):
+        return lacking
     if not LOADED:
         return unexpected(error)
     checks = ", ".join(f"`segexp check-plugin {shlex.quote(plugin.given)}`" for plugin in LOADED.values())

@@ -23,7 +23,7 @@ import torch
 import segexp
 from segexp.data.check import is_stored
 from segexp.data.description import data_lines
-from segexp.errors import BusyError, DataChangedError, DivergedError, UsageError, first_line
+from segexp.errors import BusyError, DataChangedError, DivergedError, UsageError, first_line, out_of_memory
 from segexp.models.build import Built, build_warnings, init_sha, parameter_count
 from segexp.records import NUMERICS, PROGRESS, SCHEMA_VERSION, flatten, read_run, write_atomic, write_run, write_table
 from segexp.records.files import shown_command
@@ -152,7 +152,7 @@ def _recorded(
         raise
     except Exception as error:
         write_atomic(run_dir / "traceback.txt", traceback.format_exc())
-        record |= {"status": "failed", "error": in_plugin(error) or f"{type(error).__name__}: {first_line(error)}"}
+        record |= {"status": "failed", "error": _why(error)}
     finally:
         if own.lost:
             raise own.taken_over() from None
@@ -166,6 +166,10 @@ def _recorded(
             write_run(run_dir, record)
     _remove_last(spec, record["status"], record.get("summary", {}))
     return outcome_of(run_dir, record)
+
+
+def _why(error: Exception) -> str:
+    return out_of_memory(error) or in_plugin(error) or f"{type(error).__name__}: {first_line(error)}"
 
 
 def _write_beginning(spec: RunSpec, initial: InitialNetwork, record: dict[str, Any]) -> None:

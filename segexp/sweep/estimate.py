@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from segexp.config import Config
 from segexp.data.batches import batches_of, make_reader
-from segexp.errors import DivergedError, UsageError
+from segexp.errors import DivergedError, UsageError, out_of_memory
 from segexp.models.build import build_warnings, parameter_count
 from segexp.records import flatten
 from segexp.records.formatting import duration, pluralize, size
@@ -151,6 +151,11 @@ def _try_probe(spec: RunSpec, timed: list[CostProbe], unavailable: set[str]) -> 
         return probe(spec, timed), problem
     except DivergedError as error:
         return None, f"the first step is not finite: {error}"
+    except (MemoryError, RuntimeError) as error:
+        lacking = out_of_memory(error)
+        if not lacking:
+            raise
+        return None, lacking
     except UsageError as error:
         if backbone.weights != "imagenet" or not isinstance(error.__cause__, OSError):
             return None, str(error)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from messages import mentions
 from PIL import Image
 from predicting import Captured, config_of, discs, foreground_of, ids_of_test, pixels, predicted, trained_on
 
+from segexp.inference.predict import _Job
 from segexp.records.process import ownership
 from segexp.running import Outcome
 
@@ -89,6 +91,20 @@ def test_again_it_skips_what_is_done_and_says_what_it_cannot_use(
     shutil.copy(data / "images" / "i00.png", tmp_path / "a.png")
     assert mentions(refused(capsys, done.run_dir, tmp_path / "a.png", "-o", out), folder / "a.png", "another folder")
     assert {path: path.stat().st_mtime_ns for path in before} == {p: p.stat().st_mtime_ns for p in out.rglob("*.png")}
+
+
+def test_an_image_for_which_memory_is_lacking_is_named_and_the_others_are_predicted(
+    done: Outcome, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    real = _Job.files
+
+    def files(job: _Job, paths: tuple[Path, ...]) -> object:
+        return torch.empty(10**15) if paths[0].name == "i00.png" else real(job, paths)
+
+    monkeypatch.setattr(_Job, "files", files)
+    said = predicted(capsys, done.run_dir, data / "images", "-o", tmp_path / "out", code=1)
+    assert mentions(said.err, "1 image could not be used", "i00.png", "out of memory", "--tile")
+    assert len([*(tmp_path / "out").glob("*.png")]) == len([*(data / "images").iterdir()]) - 1
 
 
 def test_no_output_takes_the_place_of_another(done: Outcome, data: Path, tmp_path: Path, capsys: Captured) -> None:

@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from segexp.registry.plugins import no_exit
 
         _check_current_folder()
+        _check_encodable(typed)
         load_plugins(words, named)
         with no_exit():
             code: int = importlib.import_module(module_of(words[0])).command(words[1:])
@@ -90,6 +91,15 @@ def _check_current_folder() -> None:
     except FileNotFoundError:
         where = os.environ.get("PWD", "")
         raise UsageError(f"the current folder {where} has been deleted: change to another one with cd") from None
+
+
+def _check_encodable(words: Sequence[str]) -> None:
+    """A lone surrogate, which only a program can give, is in no name of a file."""
+    for word in words:
+        try:
+            os.fsencode(word)
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{word}: character {error.start + 1} cannot be encoded: correct it") from None
 
 
 def _refuse(message: str) -> int:

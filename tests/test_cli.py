@@ -209,6 +209,11 @@ def test_a_value_with_line_breaks_or_of_any_length_is_answered_in_one_line(value
     assert line.endswith("see `segexp status --help`")
 
 
+def test_a_word_that_no_file_name_can_hold_is_refused(refusal: Callable[..., str]) -> None:
+    for words in (["train", "--plugin", "a/\ud800"], ["status", "\udfffa"], ["data", "check", "/\ud800/b"]):
+        assert "cannot be encoded" in refusal(*words)
+
+
 def test_help_and_version(capsys: Captured) -> None:
     for words, code in (([], 2), (["--help"], 0), (["-h"], 0), (["help"], 0)):
         assert cli.main(words) == code

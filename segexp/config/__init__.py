@@ -67,9 +67,10 @@ class StudyConfig:
 
 @dataclass
 class HeadConfig:
-    """How C > 2 classes share a pixel: softmax (exclusive) or independent (C - 1 binary channels)."""
+    """How C > 2 classes share a pixel: softmax (exclusive, auto) or independent (C - 1 binary channels). Two classes
+    are binary."""
 
-    mode: Annotated[str, ("softmax", "independent", "binary")] = REQUIRED
+    mode: Annotated[str, ("auto", "softmax", "independent", "binary")] = REQUIRED
 
 
 @dataclass
@@ -337,8 +338,8 @@ def changed_from_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
             expected |= flatten(_yaml(path), f"{group}.")
     if config.get("backbone.name") == NO_ENCODER:
         expected["backbone.name"] = NO_ENCODER  # whatever the user set
-    if config.get("dataset.num_classes") == 2:
-        expected["head.mode"] = "binary"  # whatever the user set
+    # What auto is, and for two classes whatever the user set.
+    expected["head.mode"] = "binary" if config.get("dataset.num_classes") == 2 else "softmax"
     on_cpu = memory_format("cpu", config.get("dataset.image_size") or 0, str(config.get("model.name")))
     if config.get("trainer.format") == on_cpu:  # what auto is without a GPU
         expected["trainer.format"] = on_cpu

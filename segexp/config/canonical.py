@@ -205,6 +205,8 @@ def resolve(config: Config) -> Config:
         wrong = f"head.mode=binary is for two classes, dataset.num_classes={config.dataset.num_classes}"
         raise UsageError(f"{wrong}: use head.mode=softmax or head.mode=independent")
     mode = mode_of(config)
+    if config.head.mode != "auto":
+        _unused("head.mode", config.head.mode, mode, "with two classes")
     if config.dataset.overlapping and mode == "softmax":
         raise UsageError("classes that overlap (dataset.regions) are not exclusive: use head.mode=independent")
     given = (config.activation.name, config.loss.name)

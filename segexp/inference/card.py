@@ -187,7 +187,7 @@ def usage(facts: Mapping[str, Any]) -> str:
     words = {k: v for k, v in facts.items() if k.startswith(groups) and "prior_bias" not in k}
     head = {k.partition(".")[2]: v for k, v in words.items() if k.startswith("activation.")} | facts["learned"]
     mode = "independent" if facts["head.mode"] == "independent" else "softmax"
-    words = {k if k[0] == "b" else k.removesuffix(".name"): v for k, v in words.items()} | {"head.mode": mode}
+    words = {k if k[0] == "b" else k.removesuffix(".name"): v for k, v in words.items()}
     words |= {"dataset.num_classes": len(facts["classes"]), "dataset.channels": len(facts["normalisation"]["mean"])}
     given = ", ".join([repr(head.pop("name")), *(f"{key}={value!r}" for key, value in head.items())])
     mean, std = facts["normalisation"]["mean"], facts["normalisation"]["std"]

@@ -493,7 +493,7 @@ def test_a_cap_without_a_prior_is_no_other_run_and_a_prior_has_a_limit(default: 
 
 @pytest.mark.parametrize(("key", "value"), [
     ("activation.prior_bias_cap", 16.0), ("hidden_activation.scope", "decoder"), ("init.gain", "relu"),
-    ("backbone.allow_mismatched_weights", True),
+    ("backbone.allow_mismatched_weights", True), ("head.mode", "softmax"), ("head.mode", "independent"),
 ])  # fmt: skip
 def test_a_setting_without_effect_is_said_to_have_none(
     key: str, value: Any, default: Config, caplog: pytest.LogCaptureFixture

@@ -144,9 +144,9 @@ def head_mode(num_classes: int, mode: str) -> HeadMode:
     """The mode used: with two classes there is one logit, and ``mode`` (``head.mode``) has no effect."""
     if num_classes == 2:
         return "binary"
-    if mode not in ("softmax", "independent"):
-        raise ValueError(f"unknown head mode {mode!r}: softmax or independent")
-    return "softmax" if mode == "softmax" else "independent"
+    if mode not in ("auto", "softmax", "independent"):
+        raise ValueError(f"unknown head mode {mode!r}: auto, softmax or independent")
+    return "independent" if mode == "independent" else "softmax"
 
 
 def logit_channels(num_classes: int, mode: HeadMode, first: int = 1) -> int:

@@ -166,7 +166,7 @@ def _tried(draw: random.Random, own: Path) -> Ending:
         )
         keys = SMALL[:2] if form[0] == "data" else small
         words = [word for word in words if form[0] != "data" or word.startswith(("dataset.", "split."))]
-        return ended(said_by([*form, *keys, *words, outputs]), f"{' '.join(form)}: {what}")
+        return ended(said_by([*form, *keys, *words, outputs], seconds=TRAINS_S), f"{' '.join(form)}: {what}")
     canonical._note.cache_clear()  # which says a thing once in a process
     # What would take hours is overridden.
     said = said_by(["train", *words, *small, outputs], seconds=TRAINS_S)

@@ -216,6 +216,8 @@ def _alternatives(override: Override) -> list[str]:
     value = override.value()
     if isinstance(value, RangeSweep):
         start, stop = (value.start or 0, value.stop) if value.stop is not None else (0, value.start or 0)
+        if any(isinstance(end, float) and not math.isfinite(end) for end in (start, stop, value.step)):
+            raise UsageError(f"'{override.input_line}': a range has finite ends and a finite step")
         _check_number((stop - start) / value.step if value.step else math.inf, override.input_line)
     try:
         values = [f"{override.key_or_group}={v}" for v in override.sweep_iterator(Transformer.encode)]

@@ -120,7 +120,7 @@ class Scorer:
         dropped = []
         if len(all_names) > len(names):
             dropped.append(f"{pluralize(len(all_names) - len(names), 'image')} not in all runs")
-        lost = sum(not enters_N[n] and self._expected(images, kept, n) for n in range(len(names)))
+        lost = sum(self._expected(images, kept, n) for n in np.flatnonzero(~enters_N).tolist())
         if lost:
             dropped.append(f"{pluralize(lost, 'image')} without {self.metric.name} in some runs")
         return Values(

@@ -78,7 +78,7 @@ def member_of(config: Config, group: str) -> str:
 def _recorded_member(row: Mapping[str, str], group: str) -> str:
     name = row.get(column_of(f"{group}.name"), "")
     cells, terms = {}, column_of(f"{group}.terms.")
-    for column, cell in row.items():
+    for column, cell in row.items() if group == "loss" else ():
         if cell and column.startswith(terms):  # config_loss_terms_ce_weight
             rest = column.removeprefix(terms)
             # A loss of a plugin, such as "dice_mine", is known by its weight.

@@ -64,9 +64,9 @@ def read_json(path: Path, inside: Path | None = None) -> Any:
     for _ in range(MOST_LEVELS):
         inner = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
         level = [value for values in inner for value in values]
-    if level:
-        raise too_deep
-    return content
+        if not level:
+            return content
+    raise too_deep
 
 
 def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,20 +9,18 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import colormaps, rc_context
-from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from segexp.compare import formatting as fmt
 from segexp.compare.result import ArmScore, Comparison, Curve, Factorial, Metric, OverDatasets, Panel, Ranks
 from segexp.records.formatting import BLUE, GREEN, STYLES, VERMILION, look, new_figure, tidy
 from segexp.report.tables import clean, score_limits, unique_labels
+
+if TYPE_CHECKING:  # half a second to import, and a report whose figures are kept needs none of it
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TEXT, MUTED, GRID = "#1b1f24", "#67707b", "#e6e6e6"
 """Colours of text, of secondary elements, and of the grid of `segexp.records.formatting.tidy`."""
@@ -67,6 +65,8 @@ Looks = Mapping[str, tuple[str, str]]
 @contextmanager
 def styled() -> Iterator[None]:
     """The style of all figures, which must be both made and written inside it: ticks are made when they are drawn."""
+    from matplotlib import rc_context
+
     style: Any = dict(STYLE)
     with rc_context(style), warnings.catch_warnings():
         # Characters that the font lacks become boxes in a bitmap; the page uses the fonts of the browser.
@@ -83,7 +83,7 @@ def mean_of(metric: Metric, arm: ArmScore) -> str:
     return f"{fmt.score(metric, arm.mean)} {score_limits(metric, arm.interval)}"
 
 
-def draw_forest(comparisons: Sequence[Comparison], metric: Metric) -> Figure:
+def draw_forest(comparisons: Sequence[Comparison], metric: Metric) -> "Figure":
     """A row per candidate: difference with both 95 % intervals, hollow for these images only; the negligible range."""
     shown = comparisons[:MAX_ROWS]
     references = {comparison.reference for comparison in comparisons}
@@ -111,7 +111,7 @@ def draw_forest(comparisons: Sequence[Comparison], metric: Metric) -> Figure:
     return figure
 
 
-def draw_arms(arms: Sequence[ArmScore], metric: Metric) -> Figure:
+def draw_arms(arms: Sequence[ArmScore], metric: Metric) -> "Figure":
     """A row per arm, from the best to the worst: mean and 95 % interval."""
     shown, by = arms[:MAX_ROWS], fmt.factor(metric)
     labels = unique_labels([arm.arm for arm in shown], 28)
@@ -128,8 +128,10 @@ def draw_arms(arms: Sequence[ArmScore], metric: Metric) -> Figure:
     return figure
 
 
-def draw_distributions(values: Mapping[str, Sequence[float]], metric: Metric, unit: str) -> Figure:
+def draw_distributions(values: Mapping[str, Sequence[float]], metric: Metric, unit: str) -> "Figure":
     """A row per arm: its values as dots, with a box from the lower to the upper quartile and whiskers to 5 and 95 %."""
+    from matplotlib.patches import Rectangle
+
     labels = unique_labels(list(values), 28)
     lines = max(label.count("\n") + 1 for label in labels.values())
     figure = new_figure(5.2, 1.2 + (0.6 + 0.18 * lines) * len(values))
@@ -151,8 +153,10 @@ def spread(n: int) -> np.ndarray:
     return 0.6 * (np.arange(n) * 0.618034 % 1 - 0.5)
 
 
-def finish_rows(axis: Axes, bottom: float, what: str, metric: Metric) -> None:
+def finish_rows(axis: "Axes", bottom: float, what: str, metric: Metric) -> None:
     """Rows down to ``bottom`` in place of a y axis; the x label has the unit and says which side is better."""
+    from matplotlib.ticker import MaxNLocator
+
     tidy(axis)
     axis.grid(visible=False, axis="y")
     axis.spines["left"].set_visible(False)
@@ -168,14 +172,14 @@ def wrapped(text: str, width: int) -> str:
     return "\n".join(textwrap.wrap(clean(text), width, max_lines=3, placeholder=" \u2026"))
 
 
-def row_label(axis: Axes, y: float, name: str, numbers: str) -> None:
+def row_label(axis: "Axes", y: float, name: str, numbers: str) -> None:
     """A name with its numbers below, left of the axis."""
     place = axis.get_yaxis_transform()
     axis.text(-0.03, y - 0.05, name, transform=place, ha="right", va="bottom", fontsize=10.5)
     axis.text(-0.03, y + 0.03, numbers, transform=place, ha="right", va="top", fontsize=9.5, color=MUTED)
 
 
-def draw_over_datasets(found: OverDatasets, metric: Metric) -> Figure:
+def draw_over_datasets(found: OverDatasets, metric: Metric) -> "Figure":
     """The difference on each data set, and over all of them with its 95 % interval."""
     by = fmt.factor(metric)
     figure = new_figure(5.2, 1.8 + 0.34 * len(found.differences))
@@ -196,12 +200,15 @@ def draw_over_datasets(found: OverDatasets, metric: Metric) -> Figure:
     return figure
 
 
-def draw_heat_map(factorial: Factorial, metric: Metric, scale: tuple[float, float], where: str = "") -> Figure:
+def draw_heat_map(factorial: Factorial, metric: Metric, scale: tuple[float, float], where: str = "") -> "Figure":
     """Mean scores by two factors, each cell with its number; a cell without runs is empty.
 
     scale: scores of the darkest and the brightest cell (the other way round where lower is better); where: the block.
     """
     # Levels at which other factors are held follow the name of the column factor.
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
+
     column_factor, _, fixed = factorial.column_factor.partition(", ")
     rows, columns = (list(unique_labels(levels, 20).values()) for levels in (factorial.rows, factorial.columns))
     # Brighter is better, also for metrics where lower is better.
@@ -220,8 +227,10 @@ def draw_heat_map(factorial: Factorial, metric: Metric, scale: tuple[float, floa
 
 def draw_cells(
     rows: Sequence[str], columns: Sequence[str], cells: Mapping[Any, tuple[str, Any]], title: str, about: str
-) -> Figure:
+) -> "Figure":
     """A table of coloured cells. cells: (row, column) -> text, and colour (red, green, blue) or None."""
+    from matplotlib.patches import Rectangle
+
     n_rows, n_columns = len(rows), len(columns)
     width = max(4.2, 1.9 + 0.72 * n_columns)
     title = "\n".join(wrapped(text, round(11 * width)) for text in (title, about) if text)
@@ -254,7 +263,7 @@ def _of_images(comparison: Comparison, metric: Metric) -> tuple[np.ndarray, np.n
     return x, y, {"color": BLUE, "markersize": 4.5, "alpha": 0.7, "mew": 0, "rasterized": len(x) > MAX_VECTORS}
 
 
-def draw_scatter(comparison: Comparison, metric: Metric) -> Figure:
+def draw_scatter(comparison: Comparison, metric: Metric) -> "Figure":
     """Each image (or group), means over seeds: score of the candidate against score of the reference."""
     x, y, points = _of_images(comparison, metric)
     figure = new_figure(3.4, 3.3)
@@ -270,7 +279,7 @@ def draw_scatter(comparison: Comparison, metric: Metric) -> Figure:
     return figure
 
 
-def draw_differences(comparison: Comparison, metric: Metric) -> Figure:
+def draw_differences(comparison: Comparison, metric: Metric) -> "Figure":
     """Each image (or group): difference against the mean of both, with the mean difference and its interval."""
     x, y, points = _of_images(comparison, metric)
     by, interval, figure = fmt.factor(metric), comparison.deciding, new_figure(3.4, 3.3)
@@ -287,7 +296,7 @@ def draw_differences(comparison: Comparison, metric: Metric) -> Figure:
     return figure
 
 
-def draw_panel(shown: Panel, looks: Looks) -> Figure:
+def draw_panel(shown: Panel, looks: Looks) -> "Figure":
     """The curves or points of a secondary analysis with their bands, at most `MAX_LINES`. shown: as of `in_points`."""
     curves = shown.curves[:MAX_LINES]
     labels = unique_labels([curve.arm for curve in curves], 44)
@@ -368,7 +377,7 @@ def cut_off(shown: Panel) -> bool:
     return any(value < shown.y_from for curve in shown.curves for value in (*curve.y, *curve.low))
 
 
-def _scale_x(axis: Axes, shown: Panel, values: Sequence[float]) -> None:
+def _scale_x(axis: "Axes", shown: Panel, values: Sequence[float]) -> None:
     """With names, logarithmic, or with whole ticks where all values are whole: there is no epoch 1.25."""
     if shown.x_names:
         axis.set_xticks(
@@ -382,8 +391,10 @@ def _scale_x(axis: Axes, shown: Panel, values: Sequence[float]) -> None:
             axis.set(xlim=(values[0] - 1, values[0] + 1), xticks=values[:1])
 
 
-def _log(axis: Axes, which: str, values: Sequence[float]) -> None:
+def _log(axis: "Axes", which: str, values: Sequence[float]) -> None:
     """A logarithmic axis with plain numbers; linear where no value is above 0, or all are equal."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
     held = [value for value in values if value > 0]
     if not held or min(held) == max(held):
         return
@@ -396,7 +407,7 @@ def _log(axis: Axes, which: str, values: Sequence[float]) -> None:
     numbered.set_minor_formatter(NullFormatter())
 
 
-def draw_ranks(found: Ranks) -> Figure:
+def draw_ranks(found: Ranks) -> "Figure":
     """Critical-difference diagram: mean ranks over data sets, 1 is best; bars join arms that do not differ."""
     import pandas as pd
     from scikit_posthocs import critical_difference_diagram

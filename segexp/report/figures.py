@@ -4,11 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
+from PIL import ImageColor
 
 from segexp.compare import formatting as fmt
 from segexp.compare.datasets import WILCOXON
@@ -28,6 +27,9 @@ from segexp.records.formatting import pluralize
 from segexp.report import drawing, tables
 from segexp.report.drawing import MAX_LINES, MAX_ROWS, MUTED, VERDICT_COLOURS, Looks, cut_off, in_points, mean_of
 from segexp.report.tables import against, interval_for, scope, unique_labels, verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_IMAGE_FIGURES = 6
 """Comparisons of a block whose images are drawn; images.csv has the values of all."""
@@ -64,11 +66,11 @@ class Drawing:
     name: str
     alt: str
     caption: str
-    draw: partial[Figure]
+    draw: "partial[Figure]"
     tips: tuple[Tip, ...] = ()
 
     @cached_property
-    def figure(self) -> Figure:
+    def figure(self) -> "Figure":
         with drawing.styled():
             return self.draw()
 
@@ -124,7 +126,7 @@ def pair_map(block: Block, metric: Metric, name: str) -> Drawing:
     places: dict[Any, tuple[str, Any]] = {}
     tips: list[Tip] = []
     for found in block.comparisons:
-        tint = 0.6 + 0.4 * np.array(to_rgb(VERDICT_COLOURS.get(found.verdict.word, MUTED)))
+        tint = 0.6 + 0.4 * np.array(ImageColor.getrgb(VERDICT_COLOURS.get(found.verdict.word, MUTED))) / 255
         row, column = at[found.candidate], at[found.reference] - 1
         places[row, column] = tables.pair_cell(found, metric), tint
         tips.append(Tip(column, row, _numbers(found, metric), 1, 1))

@@ -135,27 +135,26 @@ def arrange(result: Result, answers: Sequence[Sequence[Answer]], samples: Sequen
     metrics follow without them."""
     scale, looks = figures.scale_of(result.blocks), _looks(result)
     chapters: list[Chapter] = []
-    with styled():
-        for n, (block, of_block) in enumerate(zip(formats.first_blocks(result), answers, strict=True)):
-            name, drawn = (f"{n + 1}" if len(result.blocks) > 1 else "all"), n < MAX_BLOCKS
-            chapter = _chapter(block, result.metric, name, scale, drawn)
-            questions = [
-                Question(answer, tables.answer(answer, f"{name}-", block.title), drawings)
-                for answer in of_block
-                # Nothing to show: such as the classes of data with one class.
-                if answer.panels or not answer.rows or any(row.keys() - {"arm", "n_runs"} for row in answer.rows)
-                for title in [f"{name}-{answer.name}"]
-                for drawings in [figures.of_answer(answer, looks, title) if drawn else []]
-            ]
-            chapters.append(replace(chapter, id=f"block-{n + 1}", samples=samples[n], questions=questions))
-        datasets = figures.of_datasets(result.over_datasets, result.ranks, result.metric)
-        for one in result.others:
-            slug, scale = tables.slug(one.metric), figures.scale_of(one.blocks)
-            for n, block in enumerate(formats.further_blocks(result, one)):
-                chapter = _chapter(block, one.metric, f"{slug}-{n + 1}", scale, len(chapters) < MAX_BLOCKS)
-                chapters.append(replace(chapter, id=f"block-{len(chapters) + 1}"))
-            drawings = figures.of_datasets(one.over_datasets, one.ranks, one.metric)
-            datasets += [replace(drawing, name=f"{slug}-{drawing.name}") for drawing in drawings]
+    for n, (block, of_block) in enumerate(zip(formats.first_blocks(result), answers, strict=True)):
+        name, drawn = (f"{n + 1}" if len(result.blocks) > 1 else "all"), n < MAX_BLOCKS
+        chapter = _chapter(block, result.metric, name, scale, drawn)
+        questions = [
+            Question(answer, tables.answer(answer, f"{name}-", block.title), drawings)
+            for answer in of_block
+            # Nothing to show: such as the classes of data with one class.
+            if answer.panels or not answer.rows or any(row.keys() - {"arm", "n_runs"} for row in answer.rows)
+            for title in [f"{name}-{answer.name}"]
+            for drawings in [figures.of_answer(answer, looks, title) if drawn else []]
+        ]
+        chapters.append(replace(chapter, id=f"block-{n + 1}", samples=samples[n], questions=questions))
+    datasets = figures.of_datasets(result.over_datasets, result.ranks, result.metric)
+    for one in result.others:
+        slug, scale = tables.slug(one.metric), figures.scale_of(one.blocks)
+        for n, block in enumerate(formats.further_blocks(result, one)):
+            chapter = _chapter(block, one.metric, f"{slug}-{n + 1}", scale, len(chapters) < MAX_BLOCKS)
+            chapters.append(replace(chapter, id=f"block-{len(chapters) + 1}"))
+        drawings = figures.of_datasets(one.over_datasets, one.ranks, one.metric)
+        datasets += [replace(drawing, name=f"{slug}-{drawing.name}") for drawing in drawings]
     return Contents(result, chapters, datasets, tables.over_all(result), tables.runs(result, "runs"))
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import to_rgb
-from PIL import Image
+from PIL import Image, ImageColor
 
 from segexp.compare.result import ArmScore
 from segexp.errors import UsageError
@@ -274,7 +273,7 @@ def _errors(maps_CHW: np.ndarray, truth_HW: np.ndarray, independent: bool) -> np
 def _layer(index_HW: np.ndarray, colours: Iterable[str], alphas: Sequence[int] = ()) -> str:
     """A picture as a data URI: index 0 is transparent, n has the nth of the colours and its opacity of 255."""
     picture, buffer = Image.fromarray(index_HW.astype(np.uint8)), io.BytesIO()
-    rgb = [round(255 * part) for colour in colours for part in to_rgb(colour)]
+    rgb = [part for colour in colours for part in ImageColor.getrgb(colour)]
     picture.putpalette([0, 0, 0, *rgb])
     transparency = bytes([0, *(alphas or [255] * (len(rgb) // 3))])[:256]
     picture.save(buffer, format="PNG", transparency=transparency, optimize=True)

@@ -4,16 +4,17 @@ import io
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 
 from segexp.records.formatting import BLACK, BLUE, METADATA
 from segexp.report.drawing import GRID, MUTED, TEXT, styled
 from segexp.report.figures import Drawing
 from segexp.report.tables import clean
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INK = {
     TEXT: "currentColor",
@@ -35,6 +36,8 @@ def inline_svg(drawing: Drawing, samples: Mapping[str, str]) -> str:
 
     samples: image -> id of its sample prediction on the page.
     """
+    from matplotlib import rc_context
+
     with styled(), rc_context({"svg.hashsalt": drawing.name}):
         root = ET.fromstring(_drawn_once(drawing.figure))
     for parent in root.iter():
@@ -54,8 +57,10 @@ def inline_svg(drawing: Drawing, samples: Mapping[str, str]) -> str:
     return ET.tostring(root, encoding="unicode")
 
 
-def _drawn_once(figure: Figure) -> bytes:
+def _drawn_once(figure: "Figure") -> bytes:
     """The figure as SVG without backgrounds. `Figure.savefig` gives the same, and draws twice to lay it out."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     patches, dpi, buffer = [figure.patch, *(axis.patch for axis in figure.axes)], figure.dpi, io.BytesIO()
     before = [(patch.get_facecolor(), patch.get_edgecolor()) for patch in patches]
     for patch in patches:

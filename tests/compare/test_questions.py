@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
@@ -58,6 +60,37 @@ class Runs:
 @pytest.fixture
 def runs(tmp_path: Path) -> Runs:
     return Runs(tmp_path)
+
+
+MANY = """
+import os, sys
+from pathlib import Path
+from segexp.compare import questions
+from segexp.records import process
+questions.FROM_RUNS = int(sys.argv[1])
+process.usable_cores = lambda: 2
+asked = questions.in_parallel
+questions.in_parallel = lambda calls: print("in parallel", file=sys.stderr) or asked(calls)
+arms = {arm: sorted(Path(arm).iterdir()) for arm in sys.argv[2:]}
+print(repr(questions.ask(list(questions.QUESTIONS), arms)))
+"""
+
+
+def test_questions_on_many_runs_are_answered_side_by_side(tmp_path: Path) -> None:
+    for arm in ("a", "b"):
+        runs = Runs(tmp_path / arm)
+        for seed in range(2):
+            runs.add(arm, {"epochs": [{"epoch": 1, "split": "val", "dice": 0.5 + seed / 8}]})
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", MANY, least, str(tmp_path / "a"), str(tmp_path / "b")],
+            capture_output=True, text=True, check=True,
+        )
+        for least in ("1", "99")
+    ]  # fmt: skip
+    assert [one.stderr.splitlines() for one in said] == [["in parallel"], []]
+    assert said[0].stdout == said[1].stdout
+    assert "convergence" in said[0].stdout
 
 
 def panel_of(answer: Answer, name: str) -> Panel:

@@ -120,7 +120,7 @@ def test_duplicates_are_one_run_and_a_mistake_leaves_the_others(session: list[st
     (["sweep.exclude=[1]"], ["sweep.exclude", "{activation: sigmoid"]),
     (["sweep.exclude=[{outputs:x}]"], ["sweep.exclude", "'outputs'"]),
     (["optimizer.lr=interval(1e-4,1e-2)"], ["optimizer.lr", "segexp tune"]),
-    *[([f"optimizer.lr=range({ends})"], [f"range({ends})", "finite"]) for ends in ("nan", "0,inf", "0,1,nan", "-inf,1")],
+    *[([f"seed=range({ends})"], [f"range({ends})", "finite"]) for ends in ("nan", "0,inf", "0,1,nan", "-inf,1")],
     (["dataset.number=2,3"], ["none of the 2 combinations"]),
     (["activation=glob(q*)"], ["activation=glob(q*)"]),
     (["seed=0,1", "hydra.launcher=null"], ["hydra.launcher=null"]),

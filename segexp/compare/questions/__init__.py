@@ -5,6 +5,7 @@ is the whole entry: titles, and what it computes from the records of the runs.
 """
 
 import copy
+import functools
 import importlib
 import math
 import os
@@ -19,11 +20,12 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from segexp.compare.kept import kept_tables
+from segexp.compare.kept import FROM_RUNS, kept_tables
 from segexp.compare.result import METRICS, Answer, Block, Curve, Metric, Panel
 from segexp.errors import UsageError
 from segexp.evaluation import dice_and_iou, fp_rate_empty, primary_score
 from segexp.records import KEYS
+from segexp.records.process import in_parallel
 from segexp.records.runs import Run, run_at, shown_state
 from segexp.records.scores import SPLITS
 from segexp.records.tables import Images, load
@@ -67,9 +69,9 @@ class Reading:
         self._known = {run.path: run for run in self.loaded or () if not run.collected}
         self._noted: dict[str, tuple[dict[Path, str], str]] = {}
         # Sorted: the answers must not depend on the order in which runs were found.
+        paths = sorted(self._arm_of)
         self.runs = {
-            arm: [run for path in sorted(self._arm_of) if self._arm_of[path] == arm and (run := self._run(path))]
-            for arm in arms
+            arm: [run for path in paths if self._arm_of[path] == arm and (run := self._run(path))] for arm in arms
         }
         self.every = [run for of_arm in self.runs.values() for run in of_arm]
         self.arm_N = [arm for arm, of_arm in self.runs.items() for _ in of_arm]
@@ -344,7 +346,8 @@ def ask(
         raise UsageError(f"split {split}: choose {' or '.join(SPLITS)}")
     asked = [QUESTIONS.find(name) for name in names]
     reading = Reading(arms, split, compared)
-    return [one.answer(reading.again()) for one in asked]
+    answers = [functools.partial(one.answer, reading.again()) for one in asked]
+    return in_parallel(answers) if reading.n_runs >= FROM_RUNS else [answer() for answer in answers]
 
 
 def answers_of(

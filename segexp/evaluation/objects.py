@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 FOUND = (0.1, 0.5)
 """An object is found where its IoU with an object of the prediction is above one of these."""
@@ -41,6 +40,8 @@ def match_objects(predicted: np.ndarray, reference: np.ndarray) -> Objects:
     neighbours, the defaults of panoptica). Pairs with an IoU above 0.1 are matched in descending order of IoU, each
     object at most once. Those above 0.5 are therefore the same as if they had been matched alone.
     """
+    from scipy import ndimage  # here, because `segexp compare` reads only `FOUND`
+
     structure = None if reference.ndim == 2 else np.ones((3, 3, 3))
     (labels_p, n_predicted), (labels_r, n_reference) = (
         ndimage.label(mask, structure) if mask.any() else (mask.astype(np.int32), 0) for mask in (predicted, reference)

@@ -28,7 +28,7 @@ def without_auto(config: Config, sizes_N2: np.ndarray) -> Config:
     if device == "auto":  # as `device_of` chooses
         device = "mps" if sys.platform == "darwin" else "cuda" if cuda_capability() else "cpu"
     if trainer.precision == "auto":
-        trainer = dataclasses.replace(trainer, precision="bf16" if _has_bf16(device) else "fp32")
+        trainer = dataclasses.replace(trainer, precision="bf16" if has_bf16(device) else "fp32")
     if trainer.format == "auto":
         divisor = ARCHITECTURES[config.model.name].divisor.of(params(config.model))
         size = config.dataset.image_size or -(-int(sizes_N2.max()) // divisor) * divisor
@@ -36,7 +36,7 @@ def without_auto(config: Config, sizes_N2: np.ndarray) -> Config:
     return dataclasses.replace(config, trainer=trainer)
 
 
-def _has_bf16(device: str) -> bool:
+def has_bf16(device: str) -> bool:
     """Whether a device multiplies bfloat16 itself: GPUs of capability 8.0 or higher, CPUs as Linux knows them."""
     if device == "cuda" and not cuda_capability():
         raise UsageError("trainer.precision=auto: no NVIDIA GPU can be asked here: set trainer.precision=bf16 or fp32")

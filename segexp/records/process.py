@@ -345,6 +345,22 @@ _WAITS = {
     "auto": ("a short spin", {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}),
 }
 
+MALLOPT = {"MALLOC_TRIM_THRESHOLD_": (-1, 2**28), "MALLOC_MMAP_THRESHOLD_": (-3, 2**30)}
+"""Variable of glibc -> number of its option of mallopt, and bytes."""
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's allocator keep what is freed: by default each training step gives its memory back to the system and
+    gets it again page by page, 15 to 30 % of its time on a CPU. Variables that the user set win; other
+    allocators are left alone."""
+    if sys.platform == "linux" and not any(name in os.environ for name in (*MALLOPT, "GLIBC_TUNABLES")):
+        import ctypes
+
+        libc = ctypes.CDLL(None)
+        for option in MALLOPT.values() if hasattr(libc, "mallopt") else ():  # musl has none
+            libc.mallopt(*option)
+
+
 BUSY_LOAD = 0.25
 """Load average per usable core above which others may be using the machine."""
 

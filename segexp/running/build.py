@@ -41,6 +41,7 @@ from segexp.models.architectures import ARCHITECTURES, BackboneConfig, check_siz
 from segexp.models.build import MEMORY_FORMATS, Built, build_with_hidden, final_layer
 from segexp.models.trace import Application
 from segexp.records import check_network
+from segexp.records.process import keep_freed_memory
 from segexp.records.scores import OWN_SCORES
 from segexp.running import RunSpec
 from segexp.training.checkpoint import load_selected
@@ -118,6 +119,7 @@ def initial_network(spec: RunSpec) -> InitialNetwork:
     config = spec.config
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
+    keep_freed_memory()
     device = device_of(config.trainer.device)
     geometry = geometry_of(spec)
     built = built_of(config, spec.image_set.channels, geometry.size)
@@ -352,6 +354,7 @@ def trained(run_dir: Path, config: Config, record: dict[str, Any], device_name: 
     if record.get("status") != "done":
         raise UsageError(f"{run_dir} is {record.get('status')}: only a run that is done has a selected network")
     check_network(run_dir, record)
+    keep_freed_memory()
     device, summary = device_of(device_name), record["summary"]
     selected = load_selected(run_dir, device, record.get("identity"), summary.get("best_epoch"), summary.get("epochs"))
     normalise = Normalisation(tuple(record["normalisation"]["mean"]), tuple(record["normalisation"]["std"]))

@@ -1,7 +1,9 @@
-"""`trainer.wait`: how idle CPU threads wait, decided before torch is loaded, and never against the user's word."""
+"""What a run sets for its process, never against the user's word: how idle CPU threads wait, decided before torch is
+loaded (`trainer.wait`), and that freed memory is kept."""
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from tiny import TINY, tables, tiny_config
 
 from segexp.config import LocalOptions
 from segexp.records import process
-from segexp.records.process import WAIT_KEYS, set_wait
+from segexp.records.process import MALLOPT, WAIT_KEYS, set_wait
 from segexp.running import prepare
 from segexp.sweep import local
 from segexp.sweep.pool import Board
@@ -118,6 +120,39 @@ def test_the_processes_of_a_sweep_inherit_it(tmp_path: Path, machine: Any, monke
     job: Any = SimpleNamespace(spec=spec, run_dir=spec.run_dir, label="one")
     local.run_locally([job], LocalOptions(n_jobs=1, gpus=0))
     assert seen == ["ACTIVE"]
+
+
+FAULTS = """
+import resource, sys, torch
+from tiny import tiny_config
+from segexp.running import prepare
+from segexp.running.build import initial_network
+initial_network(prepare(tiny_config(sys.argv[1])))
+def step():
+    return [torch.zeros(4 * 2**20) for _ in range(10)]  # 16 MiB each
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+"""Prints how many pages of memory the system had to give to ten like steps, in a process that has built a network."""
+
+
+def pages(tmp_path: Path, **environment: str) -> int:
+    free = {key: value for key, value in os.environ.items() if key not in (*MALLOPT, "GLIBC_TUNABLES")}
+    command, path = [sys.executable, "-c", FAULTS, str(tmp_path)], os.pathsep.join(sys.path)
+    done = subprocess.run(
+        command, env={**free, **environment, "PYTHONPATH": path}, capture_output=True, text=True, check=True
+    )
+    return int(done.stdout.split()[-1])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets glibc's allocator")
+def test_a_run_keeps_freed_memory_unless_the_user_set_the_allocator(tmp_path: Path) -> None:
+    assert pages(tmp_path) < 2000
+    assert pages(tmp_path, MALLOC_TRIM_THRESHOLD_="131072") > 50_000
 
 
 @pytest.mark.slow

@@ -149,6 +149,26 @@ def test_mapped_over_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(slope, 1 + (2 * x).sin())
 
 
+@pytest.mark.parametrize("name", ["swish_beta", "xielu", "snake", "rational"])
+def test_mapped_over_the_parameters_of_several_networks(name: str) -> None:
+    modules, x = [made(name) for _ in range(2)], random(2, 3, 4, 4).float()
+    stacked, _ = torch.func.stack_module_state(modules)
+    with torch.no_grad():
+        for values in stacked.values():
+            values[1] += 0.1
+    module = modules[0]
+
+    def total(parameters: Any) -> torch.Tensor:
+        y: torch.Tensor = torch.func.functional_call(module, parameters, (x,))
+        return (y * y).sum()
+
+    slopes = torch.func.vmap(torch.func.grad(total))(stacked)
+    for n in range(2):
+        alone = torch.func.grad(total)({key: values[n] for key, values in stacked.items()})
+        for key, slope in alone.items():
+            torch.testing.assert_close(slopes[key][n], slope, rtol=1e-4, atol=1e-4)
+
+
 def test_exported_with_plain_operators_and_any_size() -> None:
     module, x = made("hard_mish").eval(), random(2, 3, 5, 6).float()
     with torch.no_grad():

@@ -259,6 +259,7 @@ def med_relu() -> "Module":
 )
 def xielu() -> "Module":
     """Integral of an elu whose two slopes are learned, one of each per call site; p and n are 0.8 at first."""
+    import torch
     import torch.nn.functional as F
 
     def prepare(raw_p: "Tensor", raw_n: "Tensor") -> "tuple[Tensor, ...]":
@@ -266,7 +267,7 @@ def xielu() -> "Module":
 
     def function(x: "Tensor", p: "Tensor", n: "Tensor") -> "Tensor":
         left = x.clamp(max=0)
-        return (x * 0.5).addcmul_(p, x.relu().square()).addcmul_(n, left.expm1() - left)
+        return torch.addcmul(torch.addcmul(x / 2, p, (x - left).square()), n, left.expm1() - left)
 
     def gradient(g: "Tensor", x: "Tensor", p: "Tensor", n: "Tensor") -> "tuple[Tensor, ...]":
         right = x.relu()

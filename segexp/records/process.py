@@ -351,8 +351,8 @@ MALLOPT = {"MALLOC_TRIM_THRESHOLD_": (-1, 2**28), "MALLOC_MMAP_THRESHOLD_": (-3,
 
 def keep_freed_memory() -> None:
     """Let glibc's allocator keep what is freed: by default each training step gives its memory back to the system and
-    gets it again page by page, 14 to 29 % of its time on a CPU (docs/performance.md). Variables that the user set win; other
-    allocators are left alone."""
+    gets it again page by page, 14 to 29 % of its time on a CPU (docs/performance.md). Variables that the user
+    set win; other allocators are left alone."""
     if sys.platform == "linux" and not any(name in os.environ for name in (*MALLOPT, "GLIBC_TUNABLES")):
         import ctypes
 

@@ -233,9 +233,9 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
     conditions = [c for c in varying if c in varies and not _is_free(c)]
     of_machine = [c for c in map(column_of, ("trainer.format", "trainer.precision")) if c in conditions]
     separate = {key_of(c): Counter(run.row.get(c, "") for run in runs) for c in of_machine}
-    if len(numerics := Counter(f"version {run.numerics}" for run in runs)) > 1:
+    if any(len({run.numerics for run in here}) > 1 for here in together.values()):
         conditions.append("numerics")
-        separate["numerics"] = numerics
+        separate["numerics"] = Counter(f"version {run.numerics}" for run in runs)
     for what, counts in separate.items():
         shown = ", ".join(f"{pluralize(n, 'run')} of {value}" for value, n in sorted(counts.items()))
         warnings.append(f"runs of different {what} are not compared with each other: {shown}")

@@ -8,7 +8,18 @@ import math
 from collections.abc import Sequence
 
 from segexp.compare.datasets import ENOUGH_DATASETS, across_alone
-from segexp.compare.result import ALPHA, FEW_SEEDS, Block, Comparison, Interval, Metric, OverDatasets, Result, Verdict
+from segexp.compare.result import (
+    ALPHA,
+    FEW_SEEDS,
+    FEWEST_UNITS,
+    Block,
+    Comparison,
+    Interval,
+    Metric,
+    OverDatasets,
+    Result,
+    Verdict,
+)
 from segexp.records.formatting import pluralize
 
 MINUS = "\u2212"
@@ -263,8 +274,9 @@ def _named(block: Block, comparison: Comparison, metric: Metric, several: bool) 
 def _evidence(comparison: Comparison, metric: Metric) -> str:
     """The interval, what the inference is for, p, and the number of seeds, folds and images."""
     # A test over folds has one seed per fold.
-    few = ", exploratory" if comparison.n_seeds < FEW_SEEDS else ""
-    few = "" if comparison.method.resampled else few
+    few = ", exploratory" * (comparison.n_seeds < FEW_SEEDS and not comparison.method.resampled)
+    if 1 < (comparison.n_groups or comparison.n_images) < FEWEST_UNITS:
+        few = ", exploratory"
     kind = "repeated" if comparison.deciding.share < 1 else "95 %"
     return (
         f"{kind} interval {limits(metric, comparison.deciding)} for {comparison.scope}, Holm-adjusted "

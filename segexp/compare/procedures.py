@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from segexp.compare import statistics as stats
 from segexp.compare.blocks import ArmRuns, Arms, RunKey, are_splits, by_number, part_name
-from segexp.compare.result import FEW_SEEDS, FEWEST_SEEDS, Each, Interval, Method
+from segexp.compare.result import FEW_SEEDS, FEWEST_SEEDS, FEWEST_UNITS, Each, Interval, Method
 from segexp.compare.scorer import Runs, Scorer, Values, complete_seeds, sizes
 from segexp.records.foreign import PAIRING, STATED, UNPROVEN
 from segexp.records.formatting import pluralize
@@ -68,8 +68,11 @@ def tested(candidate: ArmRuns, reference: ArmRuns, arms: Arms, scorer: Scorer) -
     for arm, scored in ((candidate, a), (reference, b)):
         if not scored:
             states = Counter(shown_state(run.state) for run in arm.unscored)
-            why = ", ".join(f"{count} {state}" for state, count in states.items()) or "its runs did not measure it"
-            return _nothing(f"{arms.label(arm.levels)} has no {title}: {why}", "")
+            why = (
+                ", ".join(f"{count} {state}" for state, count in states.items())
+                or "not measured, or undefined for these images"
+            )
+            return _nothing(f"{arms.label(arm.levels)} has no value of {title}: {why}", "")
     unknown = len(candidate.scored) + len(reference.scored) - len(a) - len(b)
     without = f"{pluralize(unknown, 'run')} without a finite {title}" if unknown else ""
     alone = {"candidate": a.keys() - b.keys(), "reference": b.keys() - a.keys()}
@@ -156,7 +159,9 @@ def _two_way(method: Method, values: Values, dropped: str, each: Each, n_folds: 
     elif overall.p == 1.0 and overall.se == 0:
         notes.append(f"identical arms: every {each} has the same score in both")
     if len(values.units) < FEW_UNITS:
-        notes.append(f"only {units}: new ones may differ more than the interval shows")
+        few = "exploratory, with up to 22 % false alarms; a reliable result needs 5 or more"
+        small = "new ones may differ more than the interval shows"
+        notes.append(f"only {units}: {few if len(values.units) < FEWEST_UNITS else small}")
     found = TestResult(method, candidate_K, reference_K, dropped, tuple(notes), overall, test_set, K, n_folds)
     variance = {part: getattr(analysis, f"var_{part}") for part in stats.PARTS[1:]}
     return replace(found, analysis=analysis, values=values, n_images=len(values.images), variance=variance)

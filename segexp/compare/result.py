@@ -26,6 +26,10 @@ FEWEST_SEEDS = 3
 FEW_SEEDS = 5
 """With fewer seeds a result is exploratory."""
 
+FEWEST_UNITS = 5
+"""With fewer images (groups) a result for new ones is exploratory: where images make most of the variance, the test
+raises 22 % false alarms with 2, 11 % with 3 and 7 % with 4 (20,000 simulated studies of 5 seeds each)."""
+
 
 NO_CLASS = -1
 

@@ -114,7 +114,9 @@ class Scorer:
         # An image without a value in one run is left out of all runs, before its group is averaged.
         enters_N = np.all([self._enters(i)[part] for i, part in zip(images, kept, strict=True)], axis=0)
         values_KU = np.array([self._per_unit(i, part, enters_N, groups) for i, part in zip(images, kept, strict=True)])
-        units = tuple(dict.fromkeys(group or name for group, name in zip(groups, names, strict=True)))
+        taken = set(groups)  # an image without group may have the name of one
+        alone = (f"{name} (image)" if name in taken else name for name in names)
+        units = tuple(dict.fromkeys(group or name for group, name in zip(groups, alone, strict=True)))
         present_U = ~np.isnan(values_KU).any(axis=0)
         all_names = set().union(*(of_run.layout.image_ids for of_run in {id(i.layout): i for i in images}.values()))
         dropped = []

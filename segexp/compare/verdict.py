@@ -51,7 +51,7 @@ from segexp.compare.warnings import convergence_of, mixed_ap, not_compared, shar
 from segexp.config.arm import arm_label, arm_of_row
 from segexp.errors import UsageError
 from segexp.evaluation import EmptyPolicy, fp_rate_empty, micro_scores, primary_score
-from segexp.records import RESTORE
+from segexp.records import NUMERICS_OF_GROUPS, RESTORE
 from segexp.records.collected import AGAIN
 from segexp.records.decision import NO_LOOK, Decision
 from segexp.records.foreign import load
@@ -374,8 +374,8 @@ def _arm(arm: ArmRuns, arms: Arms, folds: Sequence[str], scorer: Scorer) -> ArmS
     metric, runs = scorer.metric, scorer.scored(arm)
     if are_splits(folds) and any(run.row.get("look") for run in runs.values()):
         folds = tuple(fold for fold in folds if any(key.fold == fold for key in runs))  # it stopped before the others
-    seeds = list(scorer.of_seeds(runs, folds).values())
-    seeds = scorer.of_folds(runs, folds) if are_splits(folds) else seeds
+    of_seeds = {} if are_splits(folds) else scorer.of_seeds(runs, folds)  # in cross-validation: that have all folds
+    seeds = scorer.of_folds(runs, folds) if are_splits(folds) else list(of_seeds.values())
     n_parts = len({fold for fold, _ in runs if fold})
     mean = scorer.mean(runs, folds)
     states = [run.state for run in arm.unscored if run.state != "done"]
@@ -385,7 +385,7 @@ def _arm(arm: ArmRuns, arms: Arms, folds: Sequence[str], scorer: Scorer) -> ArmS
     return ArmScore(
         arm=arms.label(arm.levels),
         levels=dict(zip(arms.by, arm.levels, strict=True)),
-        n_seeds=len({seed for _, seed in runs}),
+        n_seeds=len(of_seeds or {seed for _, seed in runs}),
         n_folds=0 if are_splits(folds) else n_parts,
         n_splits=n_parts if are_splits(folds) else 0,
         n_images=n_images,
@@ -462,14 +462,17 @@ def load_checked(
 ) -> Loaded:
     """`segexp.records.foreign.load`, where a run whose summary cannot be true is incomplete; the look is noted. Of a
     sequential study those finished runs count that a look has used. decision: in place of the recorded one."""
-    loaded, unused = load(paths, split, columns, paired), list[str]()
+    loaded, unused, earlier = load(paths, split, columns, paired), list[str](), list[str]()
     runs, problems = [], list(loaded.problems)
     for run in map(decision.at_look, loaded.runs) if decision else loaded.runs:
         if run.row.get("look") == NO_LOOK and run.state == "done":
             unused.append(run.study)
             continue
         wrong = _wrong_scores(run, split) if run.state == "done" else ""
-        if wrong:
+        if wrong and _averaged_otherwise(run):
+            earlier.append(run.run_id)
+            run = replace(run, cells={name: "" if name in _AVERAGED else v for name, v in run.row.items()})  # noqa: PLW2901
+        elif wrong:
             cure = AGAIN if run.collected else RESTORE
             problems.append(f"{run.path}: run {run.run_id} has {wrong}; {cure}")
             run = run.incomplete(problems[-1])  # noqa: PLW2901
@@ -477,6 +480,13 @@ def load_checked(
     if unused:
         left = f"{pluralize(len(unused), 'finished run')} of {', '.join(dict.fromkeys(unused))} left out"
         problems.append(f"{left}: no look of `segexp decide` has used them; repeat that command to go on")
+    if earlier:
+        which = ", ".join(earlier[:3]) + " ..." * (len(earlier) > 3)
+        problems.append(
+            f"{pluralize(len(earlier), 'run')} of an earlier segexp ({which}) gave wrong weights to classes that not "
+            "every patient has: compared by the scores of the images, but epoch and tuned threshold were chosen with "
+            "these weights; repeat them"
+        )
     if not runs:
         raise UsageError(problems[-1])
     fixed = [run for run in runs if not run.row.get("look")]
@@ -485,6 +495,18 @@ def load_checked(
         problems.append(f"{others} beside those of `segexp decide`: its 5 % hold for its own runs alone")
     problems += look(fixed, lambda run: arm_label(arm_of_row(run.row)), FEWEST_SEEDS)
     return replace(loaded, runs=tuple(runs), problems=tuple(problems))
+
+
+_AVERAGED = {name for name, of in SCORES.items() if of.per_image and of.averaged != "all"} | {"dice_tuned", "val_dice"}
+"""Columns of a summary that are means over classes and groups of images."""
+
+
+def _averaged_otherwise(run: Run) -> bool:
+    """Whether the run's summary was averaged as before `NUMERICS_OF_GROUPS`: several classes, in groups of images."""
+    if run.numerics >= NUMERICS_OF_GROUPS or run.images is None:
+        return False
+    layout = run.images.layout
+    return any(layout.groups) and layout.n_reference_NF.shape[1] > 1
 
 
 def _wrong_scores(run: Run, split: str) -> str:

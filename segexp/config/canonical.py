@@ -89,12 +89,12 @@ def plugins_of(config: Config) -> dict[str, list[str]]:
     return used
 
 
-def arm_identity(config: Config, content: Mapping[str, str]) -> str:
+def arm_identity(config: Config, content: Mapping[str, str], numerics: int | None = None) -> str:
     """The identity of the arm's first run, of seed 0 and fold 0: the runs of one arm share it.
 
     ``content`` is that of the first run.
     """
-    return identity(first_of_arm(config), content)
+    return identity(first_of_arm(config), content, numerics)
 
 
 def first_of_arm(config: Config) -> Config:

@@ -30,7 +30,8 @@ def image_scores(cells_NF: np.ndarray, n_reference_NF: np.ndarray, policy: Empty
     With policy `reference`: u_i = (N / C') * sum over classes c in reference i of d_ic / N_c, where N_c images hold
     class c, C' classes occur and N images hold any. mean(u) equals the mean over the images holding c, then over c.
     With `both_empty_one` every cell enters with equal weight and an undefined cell, empty in both, is 1.
-    n_reference_NF: reference pixels (or any value > 0 where the reference holds the class).
+    n_reference_NF: reference pixels (or any value > 0 where the reference holds the class). Groups of images enter as
+    images do, with their `group_cells`.
     """
     if policy == "both_empty_one":
         return np.where(np.isnan(cells_NF), 1.0, cells_NF).mean(axis=1)
@@ -46,17 +47,36 @@ def image_scores(cells_NF: np.ndarray, n_reference_NF: np.ndarray, policy: Empty
     return u_N
 
 
-def group_means(values_N: np.ndarray, group_ids: tuple[str, ...]) -> np.ndarray:
-    """Values averaged within each group (patient, volume, video), NaN left out; an image without group is its own.
+def group_means(values_N: np.ndarray, group_ids: Sequence[str]) -> np.ndarray:
+    """Values (N, ...) averaged within each group (patient, volume, video), NaN left out.
 
-    Returned in order of first appearance; groups without a single value are NaN.
+    An image without group is its own, even where a group has its name. Returned in order of first appearance; NaN where
+    a group has no value.
     """
+    known_N = ~np.isnan(values_N)
+    units = [group or n for n, (group, _) in enumerate(zip(group_ids, known_N, strict=True))]
+    with np.errstate(invalid="ignore"):
+        means_U: np.ndarray = case_sums(np.where(known_N, values_N, 0.0), units) / case_sums(
+            known_N.astype(float), units
+        )
+    return means_U
+
+
+def group_cells(
+    cells_NF: np.ndarray, n_reference_NF: np.ndarray, group_ids: Sequence[str], policy: EmptyPolicy = "reference"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cells of groups, and whether they hold each class: two (groups, F) arrays for `image_scores`.
+
+    With policy `reference` a group holds a class if one of its images does, and its cell is the mean over these; with
+    `both_empty_one`, over all of its images. Without groups: of the images as they are.
+    """
+    held_NF = n_reference_NF > 0
     if not any(group_ids):
-        return np.array(values_N, dtype=np.float64)
-    rows: dict[object, list[float]] = {}
-    for index, (value, group) in enumerate(zip(values_N, group_ids, strict=True)):
-        rows.setdefault(group or index, []).append(float(value))
-    return np.array([np.nan if np.isnan(v).all() else np.nanmean(v) for v in rows.values()], dtype=np.float64)
+        return cells_NF, held_NF
+    entering = (
+        np.where(held_NF, cells_NF, np.nan) if policy == "reference" else np.where(np.isnan(cells_NF), 1.0, cells_NF)
+    )
+    return group_means(entering, group_ids), group_means(held_NF.astype(float), group_ids) > 0
 
 
 FEWEST_HOLDING = 10
@@ -64,42 +84,34 @@ FEWEST_HOLDING = 10
 
 
 def linearised_scores(
-    cells_NF: np.ndarray, n_reference_NF: np.ndarray, group_ids: tuple[str, ...], policy: EmptyPolicy = "reference"
+    cells_NF: np.ndarray, n_reference_NF: np.ndarray, group_ids: Sequence[str], policy: EmptyPolicy = "reference"
 ) -> np.ndarray:
     """One value per image (group) for tests: their mean is `primary_score` up to rounding, their spread its error.
 
-    `image_scores` weighs a class by N / N_c, so its values vary most with which images hold a rare class. But N_c is
-    drawn with the images: to first order (delta method of a ratio) an image without class c stands for its mean A_c,
-    not for 0. Without groups, u_i = m + (1 / C') * sum over classes c in reference i of N / N_c * (d_ic - A_c), m the
-    score. With groups g of n_g images, n_gc of them holding c (means over groups: n, n_c), the group's mean of
-    `image_scores` gets (1 / C') * sum over all c of A_c * (n_g / n - n_gc / n_c) added, the same without groups.
-    This sums to 0 over groups, so the mean needs no recentring.
+    `image_scores` weighs a class by N / N_c, so its values vary most with which images (groups) hold a rare class. But
+    N_c is drawn with the images: to first order (delta method of a ratio) an image without class c stands for its mean
+    A_c, not for 0: u_i = m + (1 / C') * sum over classes c in reference i of N / N_c * (d_ic - A_c), m the score. What
+    is added sums to 0 over the images, so the mean needs no recentring.
 
     Not corrected, as there is nothing to correct or too little to do so: the policy both_empty_one, classes that all
-    images hold, and those held in fewer than 10 groups. Arguments as of `primary_score`; NaN where nothing enters.
+    images hold, and those held in fewer than 10. Arguments as of `primary_score`; NaN where nothing enters.
     """
-    raw_N = image_scores(cells_NF, n_reference_NF, policy)
-    values_U = group_means(raw_N, group_ids)
-    enters_N = ~np.isnan(raw_N)
-    held_NF = (n_reference_NF > 0)[:, (n_reference_NF > 0).any(axis=0)]
-    if policy == "both_empty_one" or (held_NF == enters_N[:, None]).all():
+    cells_UF, held_UF = group_cells(cells_NF, n_reference_NF, group_ids, policy)
+    values_U = image_scores(cells_UF, held_UF, policy)
+    if policy == "both_empty_one":
         return values_U
-    names = [group or n for n, group in enumerate(group_ids)]
-    position = {name: u for u, name in enumerate(dict.fromkeys(names))}
-    unit_N = np.array([position[name] for name in names])
-    n_U = np.bincount(unit_N[enters_N], minlength=len(values_U))
-    G, occurring = np.count_nonzero(n_U), cells_NF[:, (n_reference_NF > 0).any(axis=0)]
-    for held_N, cells_N in zip(held_NF.T, occurring.T, strict=True):
-        n_holding_U = np.bincount(unit_N[held_N], minlength=len(values_U))
-        if np.count_nonzero(n_holding_U) < FEWEST_HOLDING or (held_N == enters_N).all():
-            continue
-        in_mean = cells_N[held_N] / n_U[unit_N[held_N]] / G  # each image counts 1 / n_g in its group
-        mean = in_mean.sum() * n_U.sum() / held_N.sum()
-        values_U += mean * G * (n_U / n_U.sum() - n_holding_U / held_N.sum()) / held_NF.shape[1]
+    enters_U, occurring = held_UF.any(axis=1), np.flatnonzero(held_UF.any(axis=0))
+    N = np.count_nonzero(enters_U)
+    for c in occurring:
+        held_U = held_UF[:, c]
+        holding = np.count_nonzero(held_U)
+        if FEWEST_HOLDING <= holding < N:
+            mean = (cells_UF[held_U, c] / N).sum() * N / holding
+            values_U += mean * N * (enters_U / N - held_U / holding) / len(occurring)
     return values_U
 
 
-def case_sums(values_N: np.ndarray, cases: Sequence[str]) -> np.ndarray:
+def case_sums(values_N: np.ndarray, cases: Sequence[object]) -> np.ndarray:
     """Sums over the images of each case, in order of first appearance. values_N: (N, ...) of any kind of number."""
     position = {case: n for n, case in enumerate(dict.fromkeys(cases))}
     sums_M = np.zeros((len(position), *values_N.shape[1:]), dtype=values_N.dtype)
@@ -123,10 +135,10 @@ def mean_or_nan(values: np.ndarray) -> float:
 
 
 def primary_score(
-    cells_NF: np.ndarray, n_reference_NF: np.ndarray, group_ids: tuple[str, ...], policy: EmptyPolicy = "reference"
+    cells_NF: np.ndarray, n_reference_NF: np.ndarray, group_ids: Sequence[str], policy: EmptyPolicy = "reference"
 ) -> float:
-    """The score of a data set: mean over groups of the mean over their images of `image_scores`."""
-    return mean_or_nan(group_means(image_scores(cells_NF, n_reference_NF, policy), group_ids))
+    """The score of a data set: for each class the mean over the images (groups) that hold it, then over classes."""
+    return mean_or_nan(image_scores(*group_cells(cells_NF, n_reference_NF, group_ids, policy), policy))
 
 
 def micro_scores(counts_NF3: np.ndarray) -> tuple[float, float]:

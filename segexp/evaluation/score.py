@@ -23,7 +23,6 @@ from segexp.evaluation import (
     expected_calibration_error,
     fp_rate_empty,
     group_means,
-    image_scores,
     mean_or_nan,
     micro_scores,
     primary_score,
@@ -408,7 +407,7 @@ def _summary(measures: ImageMeasures, sums: PixelSums, policy: EmptyPolicy) -> d
         "iou_micro": iou_micro,
         "fp_rate_empty": fp_rate_empty(measures.counts_NF3),
         "n_gt_nonempty": int((n_gt_NF > 0).sum()),
-        "n_groups": len(group_means(image_scores(dice_NF, n_gt_NF), groups)),
+        "n_groups": len(group_means(n_gt_NF, groups)),
         "nsd": primary_score(measures.boundary_NF2[..., 0], n_gt_NF, groups),
         "hd95": primary_score(measures.boundary_NF2[..., 1], n_gt_NF, groups),
         **{

@@ -43,6 +43,10 @@ NUMERICS = 2
 2: log-odds and losses by other formulas, memory format by a rule, augmentation of whole batches.
 """
 
+NUMERICS_OF_GROUPS = 3
+"""Version of the numbers of runs with several scored classes in groups of images (patients): a group's images are
+averaged for each class before classes are weighted, so that these weigh alike. In all other runs nothing changed."""
+
 
 def typed(kind: type, names: str) -> dict[str, type]:
     """Columns of one type."""
@@ -413,12 +417,13 @@ def _count_rows(data: bytes) -> int:
     return max(rows - 1 - (not data.endswith(b"\n")), 0)
 
 
-def check_numerics(record: Mapping[str, Any], where: object) -> None:
-    """Raise UsageError when an unfinished run was begun with another version of the numbers: it cannot be continued."""
+def check_numerics(record: Mapping[str, Any], where: object, numerics: int) -> None:
+    """Raise UsageError when an unfinished run was begun with another version of the numbers than it would have now: it
+    cannot be continued."""
     begun = record.get("numerics", 1)
-    if begun != NUMERICS:
+    if begun != numerics:
         raise UsageError(
-            f"{where} was begun with numerics version {begun}, this segexp has {NUMERICS}: start over with "
+            f"{where} was begun with numerics version {begun}, and would have {numerics} now: start over with "
             f"resume=restart, or continue with segexp {(record.get('versions') or {}).get('segexp')}"
         )
 

@@ -280,7 +280,8 @@ def _with_numbers(texts: "pd.DataFrame", scores: Mapping[str, Score], counted: b
         held = ~np.isnan(np.stack([*numbers.values()])).all(axis=0)
         numbers |= dict.fromkeys(_COUNTS, 0.0 * held) | {"n_gt": 1.0 * held}
     frame = texts.assign(**({role: "" for role in _TEXTS if role not in texts} | numbers))
-    return frame.assign(unit=frame["group"].where(frame["group"] != "", frame["image"]))
+    # An image without group may have the name of a group.
+    return frame.assign(unit=frame["group"].where(frame["group"] != "", "\0" + frame["image"]))
 
 
 def _numbers(texts: "pd.Series[str]") -> "np.ndarray":

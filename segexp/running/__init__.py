@@ -36,7 +36,7 @@ from segexp.data.split import Split, limited, shared_groups, slices_in, split_sh
 from segexp.data.store import checked
 from segexp.errors import UsageError
 from segexp.models.architectures import weights_sha
-from segexp.records import NUMERICS, check_complete, check_numerics, read_run, run_name, write_run
+from segexp.records import NUMERICS, NUMERICS_OF_GROUPS, check_complete, check_numerics, read_run, run_name, write_run
 from segexp.records.formatting import pluralize
 from segexp.records.process import OwnedError, can_fork, ownership, usable_cores
 from segexp.records.runs import FINAL
@@ -53,7 +53,8 @@ class RunSpec:
     """Everything that decides the identity of a run, and its directory.
 
     data: what was found in the data set, see `describe`. outdated: unfinished directories of the same configuration
-    that were begun with earlier numerics versions. plugins: those it uses -> which entries of them.
+    that were begun with earlier versions of the numbers, numerics the present one. plugins: those it uses -> which
+    entries of them.
     """
 
     config: Config
@@ -67,6 +68,7 @@ class RunSpec:
     run_dir: Path
     warnings: tuple[str, ...]
     data: dict[str, Any] = field(default_factory=dict)
+    numerics: int = NUMERICS
     outdated: tuple[Path, ...] = ()
     plugins: Mapping[str, list[str]] = field(default_factory=dict)
 
@@ -145,7 +147,9 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
     plugins = plugins_of(config)
     if plugins:
         content["plugins"] = " ".join(sorted(LOADED[name].sha256 for name in plugins))
-    run_identity = identity(config, content)
+    several_classes = config.dataset.num_classes - config.dataset.first_class > 1
+    numerics = NUMERICS_OF_GROUPS if several_classes and any(image_set.group_ids) else NUMERICS
+    run_identity = identity(config, content, numerics)
     first = split
     if config.split.fold is not None or config.split.per_seed:
         first = drawn_split(image_set, first_of_arm(config).split, 0, facts, config.dataset.first_class)
@@ -170,11 +174,12 @@ def prepare(config: Config, dataset: LoadedDataset | None = None) -> RunSpec:
         dataset_sha=content["dataset"],
         split_sha=content["split"],
         identity=run_identity,
-        config_id=arm_identity(config, arm_content)[:8],
+        config_id=arm_identity(config, arm_content, numerics)[:8],
         run_dir=run_dir,
         warnings=(*warnings, *_overflows(config)),
         data=describe(image_set, facts, config.dataset, split),
-        outdated=tuple(_outdated(study, config, content)),
+        numerics=numerics,
+        outdated=tuple(_outdated(study, config, content, numerics)),
         plugins=plugins,
     )
 
@@ -268,9 +273,9 @@ def _directory(study: Path, name: str, run_id: str) -> Path:
     return next((p for p in sorted(study.glob(f"*-{run_id}")) if (p / "run.json").exists()), study / name)
 
 
-def _outdated(study: Path, config: Config, content: Mapping[str, str]) -> Iterator[Path]:
-    for numerics in range(1, NUMERICS):
-        earlier = _directory(study, "", identity(config, content, numerics)[:8])
+def _outdated(study: Path, config: Config, content: Mapping[str, str], numerics: int) -> Iterator[Path]:
+    for version in range(1, numerics):
+        earlier = _directory(study, "", identity(config, content, version)[:8])
         if (earlier / "run.json").exists() and read_run(earlier).get("status") not in FINAL:
             yield earlier
 
@@ -349,7 +354,7 @@ def finished_before(spec: RunSpec) -> Outcome | None:
     run_dir, resume = spec.run_dir, spec.config.resume
     if not (run_dir / "run.json").exists():
         for earlier in spec.outdated if resume != "restart" else ():
-            check_numerics(read_run(earlier), earlier)
+            check_numerics(read_run(earlier), earlier, spec.numerics)
         return None
     try:
         record = read_run(run_dir)

@@ -25,7 +25,7 @@ from segexp.data.check import is_stored
 from segexp.data.description import data_lines
 from segexp.errors import BusyError, DataChangedError, DivergedError, UsageError, first_line, out_of_memory
 from segexp.models.build import Built, build_warnings, init_sha, parameter_count
-from segexp.records import NUMERICS, PROGRESS, SCHEMA_VERSION, flatten, read_run, write_atomic, write_run, write_table
+from segexp.records import PROGRESS, SCHEMA_VERSION, flatten, read_run, write_atomic, write_run, write_table
 from segexp.records.files import shown_command
 from segexp.records.owned import HAS_DIR_FD, Ownership, discard, open_atomic, open_file
 from segexp.records.plugins import PLUGINS, plugin_lines, plugins_record
@@ -249,7 +249,7 @@ def _first_record(spec: RunSpec, built: Built, device: torch.device, warnings: l
     """The first content of run.json: configuration, identity, and what the run is made with."""
     return {
         "schema_version": SCHEMA_VERSION,
-        **({"numerics": NUMERICS} if NUMERICS != 1 else {}),
+        "numerics": spec.numerics,
         "status": "running",
         "error": "",
         "run_id": spec.run_id,

@@ -402,11 +402,11 @@ def resume_plan(folder: Path, only: Sequence[str], more: Sequence[str], extra: S
 
 def _job(run: Run, study: Path, more: Sequence[str], extra: Sequence[str], images: dict[str, LoadedDataset]) -> Job:
     """A run as a job again. Raises UsageError where it would not be the same run."""
-    if run.record:
-        check_numerics(run.record, run.path.name)
     # The study may have been moved since its runs were recorded.
     place = [f"outputs={quoted(str(study.parent))}", f"study.name={quoted(study.name)}"]
     job = _recorded_job(run, [*place, *more], extra, images)
+    if run.record:
+        check_numerics(run.record, run.path.name, job.spec.numerics)
     if job.spec.run_id != run.run_id:
         raise UsageError(
             f"{run.path.name} would become another run ({job.spec.run_id}): its data, segexp or an override has "

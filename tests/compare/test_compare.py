@@ -638,7 +638,7 @@ def test_why_there_is_no_answer(tmp_path: Path):
     result = compare([tmp_path / "lost"])
     assert mentions(result.headline, "1 comparison", "not be tested")
     (of_lost,) = [c for c in result.blocks[0].comparisons if c.candidate == "arctan"]
-    assert [mentions(note, "arctan", "no Dice", "5 diverged") for note in of_lost.warnings] == [True]
+    assert [mentions(note, "arctan", "no value of Dice", "5 diverged") for note in of_lost.warnings] == [True]
     assert of_lost.dropped == ""
 
 

@@ -89,6 +89,34 @@ def test_classes_groups_and_empty_masks_come_from_the_counts(tmp_path: Path):
     assert compare([path], metric="iou", reference="arm=a").metric.title == "IoU"
 
 
+def test_an_image_without_group_may_have_the_name_of_a_group(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    lines = [
+        f"{arm},{seed},i{n},{'i3' if n < 2 else ''},{rng.random():.3f}"
+        for arm in "ab"
+        for seed in range(3)
+        for n in range(8)
+    ]
+    found = only(
+        compare([table(tmp_path / "t.csv", "arm,seed,image,group,dice", *lines)], paired=True, reference="arm=a")
+    )
+    assert (found.n_images, found.n_groups) == (8, 7)
+    assert set(found.units) == {"i3", "i3 (image)", *(f"i{n}" for n in (2, 4, 5, 6, 7))}
+
+
+def test_classes_weigh_alike_however_many_images_a_patient_has(tmp_path: Path):
+    """A perfect segmentation has 100 points, though large patients lack a class."""
+    lines = []
+    for arm, seed, n in np.ndindex(2, 3, 60):
+        patient = int(n**0.5)
+        lines.append(f"{'ab'[arm]},{seed},i{n},p{patient},1,100,{5 * arm},0")
+        lines.append(f"{'ab'[arm]},{seed},i{n},p{patient},2,{50 * (patient < 4)},0,0")
+    result = compare([table(tmp_path / "t.csv", "arm,seed,image,group,class,tp,fp,fn", *lines)], paired=True)
+    best, other = result.blocks[0].ranking
+    assert (best.arm, best.mean) == ("a", pytest.approx(1.0, abs=1e-12))
+    assert other.mean == pytest.approx((200 / 205 + 1) / 2)
+
+
 def test_seeds_are_pairs_only_where_stated(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     make_pair(tmp_path / "study", effect=0.02)
     long = exported(tmp_path / "study", LONG, tmp_path / "long.csv", ";")

@@ -1,6 +1,7 @@
 """What is read for a comparison, and what is said of all that cannot be: nothing is dropped in silence."""
 
 import csv
+import hashlib
 import itertools
 import json
 import math
@@ -269,6 +270,32 @@ def test_a_run_whose_summary_is_not_of_its_images_is_left_out(tmp_path: Path, po
     assert {run.run_id for run in loaded.runs if run.state == "incomplete"} == set(edited)
     for name, value in edited.items():
         assert [p for p in loaded.problems if f"run {name} has {name}={value}" in p and "resume=restart" in p]
+
+
+def test_runs_whose_patients_were_averaged_otherwise_are_compared_by_their_images(tmp_path: Path):
+    """Several classes in groups of images had wrong weights before numerics version 3: also more than 100 points."""
+    make_pair(tmp_path / "study", n_images=40, groups=["p"] * 10 + [f"q{n}" for n in range(30)])
+    for run_dir in (tmp_path / "study").iterdir():
+        header, *rows = (run_dir / "images.csv").read_text().splitlines()
+        absent = ",0" * 5 + "," * (header.count(",") - 11)
+        second = [
+            row.replace("x,1,", "x,2,")
+            if 10 <= n < 20
+            else f"test,i{n:04d}x,2,{row.split(',')[3]},512,512,262144{absent}"
+            for n, row in enumerate(rows)
+        ]
+        text = "\n".join([header, *rows, *second, ""])
+        (run_dir / "images.csv").write_text(text)
+        sums = {"sha256": {"images": hashlib.sha256(text.encode()).hexdigest()}, "n_rows_expected": {"images": 80}}
+        edit_record(run_dir, summary={"dice": 1.2, "val_dice": 1.1}, **sums)
+    result = compare([tmp_path / "study"])
+    assert not result.unscored
+    assert one_mentions(result.warnings, "10 runs", "earlier segexp", "repeat")
+    assert 0.7 < result.blocks[0].ranking[0].mean < 0.9
+    for run_dir in (tmp_path / "study").glob("run-*"):
+        edit_record(run_dir, numerics=3)
+    with pytest.raises(UsageError, match="out of range"):
+        compare([tmp_path / "study"])
 
 
 def test_a_summary_that_no_run_can_have_is_told_and_the_run_left_out(tmp_path: Path):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,7 @@ def direct_dice(counts: np.ndarray) -> np.ndarray:
     return np.divide(2 * tp, 2 * tp + fp + fn, out=np.full(tp.shape, NAN), where=tp + fp + fn > 0)
 
 
-def mean_over_groups(values: Sequence[float], groups: Sequence[str]) -> float:
+def mean_over_groups(values: Iterable[float], groups: Sequence[str]) -> float:
     """Mean over groups of means over images, what is not defined left out; "" is no group."""
     members: dict[Any, list[float]] = {}
     for n, (value, group) in enumerate(zip(values, groups, strict=True)):
@@ -202,13 +202,9 @@ def mean_over_groups(values: Sequence[float], groups: Sequence[str]) -> float:
 
 
 def direct_primary(cells: np.ndarray, held: np.ndarray, groups: Sequence[str]) -> float:
-    """u_i = (N / C') * sum over classes c in reference i of d_ic / N_c, then over groups."""
-    n_images, per_class = int(held.any(axis=1).sum()), held.sum(axis=0)
-    u = []
-    for row, holds in zip(cells, held, strict=True):
-        terms = [row[c] / per_class[c] for c in range(len(row)) if holds[c]]
-        u.append(n_images / (per_class > 0).sum() * sum(terms) if terms else NAN)
-    return mean_over_groups(u, groups)
+    """For each class that occurs the mean over groups of the means over images that hold it; then over classes."""
+    of_classes = [mean_over_groups(np.where(held[:, c], cells[:, c], NAN), groups) for c in range(held.shape[1])]
+    return float(np.mean([score for c, score in enumerate(of_classes) if held[:, c].any()]))
 
 
 def mean_of_valid(values: np.ndarray, valid: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from segexp.api import confusion_counts
 from segexp.evaluation import (
     dice_and_iou,
     fp_rate_empty,
+    group_cells,
     group_means,
     image_scores,
     linearised_scores,
@@ -193,17 +194,14 @@ def test_linearised_scores_of_groups_are_the_derivative_of_the_score() -> None:
     found = linearised_scores(cells, held, groups)
     names = np.array(groups)
     units = [u for u in dict.fromkeys(groups) if held[names == u].any()]
-    n_NF, n_N = held.astype(float), held.any(axis=1).astype(float)
 
     def score(weight_G: np.ndarray) -> float:
-        """The score if group g counted weight_g times: a ratio of means over groups for each class."""
+        """The score if group g counted weight_g times: the mean over classes of means over the groups that hold one."""
         total = 0.0
         for c in range(3):
-            of_class = [np.where(held, cells, 0)[names == u, c].sum() / n_N[names == u].sum() for u in units]
-            N, N_c = (
-                sum(w * x[names == u].sum() for w, u in zip(weight_G, units, strict=True)) for x in (n_N, n_NF[:, c])
-            )
-            total += float(weight_G @ of_class) / weight_G.sum() * N / N_c
+            holding = [held[names == u, c].any() for u in units]
+            of_group = [cells[(names == u) & held[:, c], c].sum() / max(held[names == u, c].sum(), 1) for u in units]
+            total += float(weight_G @ of_group / (weight_G @ holding))
         return total / 3
 
     ones = np.ones(len(units))
@@ -221,18 +219,38 @@ def test_the_mean_of_linearised_scores_is_the_score(seed: int, policy: Any) -> N
     for groups in (no_groups(len(held)), tuple(f"p{n % 17}" if n % 3 else "" for n in range(len(held)))):
         found = linearised_scores(cells, held, groups, policy)
         assert np.nanmean(found) == pytest.approx(primary_score(cells, held, groups, policy), abs=1e-14)
-        raw = group_means(image_scores(cells, held, policy), groups)
-        assert np.array_equal(np.isnan(found), np.isnan(raw))
-        assert np.array_equal(found, raw, equal_nan=True) == (policy == "both_empty_one")
+
+        def raw(some: np.ndarray, held: np.ndarray, groups: tuple[str, ...] = groups) -> np.ndarray:
+            return image_scores(*group_cells(some, held, groups, policy), policy)
+
+        assert np.array_equal(np.isnan(found), np.isnan(raw(cells, held)))
+        assert np.array_equal(found, raw(cells, held), equal_nan=True) == (policy == "both_empty_one")
         # One class, or classes that are everywhere: not a bit changes.
         for some in (np.s_[:, [2]], np.s_[:, [0]]):
-            one = group_means(image_scores(cells[some], held[some], policy), groups)
-            assert np.array_equal(linearised_scores(cells[some], held[some], groups, policy), one, equal_nan=True)
+            one = linearised_scores(cells[some], held[some], groups, policy)
+            assert np.array_equal(one, raw(cells[some], held[some]), equal_nan=True)
         everywhere = np.repeat(held[:, [0]], 3, axis=1)
         filled = np.where(everywhere, np.nan_to_num(cells), NAN)
-        raw = group_means(image_scores(filled, everywhere, policy), groups)
-        assert np.array_equal(linearised_scores(filled, everywhere, groups, policy), raw, equal_nan=True)
+        found = linearised_scores(filled, everywhere, groups, policy)
+        assert np.array_equal(found, raw(filled, everywhere), equal_nan=True)
     assert np.isnan(linearised_scores(np.full((3, 2), NAN), np.zeros((3, 2)), no_groups(3))).all()
+
+
+def test_classes_weigh_alike_however_many_images_a_patient_has() -> None:
+    """A class that only patients with few images hold counted for more than one that all hold: a perfect segmentation
+    could score 1.75."""
+    held = np.array([[1, 0]] * 9 + [[1, 1]])
+    groups = ("long",) * 9 + ("short",)
+    assert primary_score(np.where(held, 1.0, NAN), held, groups) == 1.0
+    assert linearised_scores(np.where(held, 1.0, NAN), held, groups).tolist() == [0.5, 1.5]
+    # Class 1: 0.4 of the one, 0.8 of the other; class 2: 0.2.
+    cells = np.array([[0.3, NAN], [0.5, NAN]] * 4 + [[0.4, NAN], [0.8, 0.2]])
+    assert primary_score(cells, held, groups) == pytest.approx((0.6 + 0.2) / 2)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        held = rng.random((40, 3)) < rng.random(3)
+        patients = [f"p{n}" if n else "" for n in rng.integers(0, rng.integers(1, 30), 40)]
+        assert primary_score(np.where(held, 1.0, NAN), held, patients) == pytest.approx(1.0, abs=1e-14)
 
 
 # --- counts -----------------------------------------------------------------------------------------------------

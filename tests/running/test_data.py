@@ -11,11 +11,13 @@ from PIL import Image
 from tiny import TINY, tiny_config, tiny_run, write_pairs
 
 from segexp import cli
+from segexp.config.compose import compose_job, hydra_session, typed_of
 from segexp.errors import REFUSED
 from segexp.evaluation.pictures import draw_figures
-from segexp.records import read_run, read_table, write_json
+from segexp.records import NUMERICS, NUMERICS_OF_GROUPS, read_run, read_table, write_json
 from segexp.records.tables import load
-from segexp.running import build, scored_classes
+from segexp.running import RunSpec, build, prepare, scored_classes
+from segexp.running.execute import execute
 from segexp.sweep import pool
 
 
@@ -41,6 +43,32 @@ def test_every_class_is_scored_where_none_is_background(tmp_path: Path) -> None:
     (loaded,) = load([run_dir]).runs
     assert loaded.state == "done"
     assert "class 0 is background" in scored_classes(tiny_config(tmp_path, words[0], words[2]))
+
+
+def test_classes_of_patients_weigh_alike(tmp_path: Path) -> None:
+    """Patients of 1 to 5 images, of which the small ones alone have class 2. Their runs are of other numbers than those
+    of an earlier segexp; all others are of the same."""
+    root, sizes = tmp_path / "data", (1, 1, 1, 1, 1, 1, 4, 5)
+    of = [patient for patient, number in enumerate(sizes) for _ in range(number)]
+    masks = [np.pad(np.full((9, 9), 1, np.uint8), ((n, 23 - n), (8, 15))) for n in range(len(of))]
+    for mask, patient in zip(masks, of, strict=True):
+        mask[:, 20:30] = 2 * (sizes[patient] == 1)
+    words = of_folder(root, f"outputs={tmp_path}", "dataset.num_classes=3", "dataset.mask_coding=index", "loss=ce")
+    write_pairs(root, [(f"{n:02}.png", 60.0 * m + 20, m) for n, m in enumerate(masks)])
+    (root / "groups.csv").write_text("stem,patient\n" + "".join(f"{n:02},P{p}\n" for n, p in enumerate(of)))
+
+    def prepared(words: list[str]) -> RunSpec:
+        with hydra_session() as extra:
+            return prepare(typed_of(compose_job(words, extra)))
+
+    run_dir = execute(prepared([*words, "split.fractions=[0.4,0.2,0.4]", "trainer.epochs=1"])).run_dir
+    images = read_table(run_dir / "images.csv", "images").query("split == 'test' and n_gt > 0")
+    per_patient = images.groupby(["class_id", "group_id"])["dice"].mean()
+    record = read_run(run_dir)
+    assert record["summary"]["dice"] == pytest.approx(per_patient.groupby("class_id").mean().mean(), abs=1e-12)
+    assert record["numerics"] == NUMERICS_OF_GROUPS > NUMERICS
+    assert prepared([word for word in words if "group" not in word]).numerics == NUMERICS
+    assert prepared(of_folder(tmp_path / "two_classes")).numerics == NUMERICS
 
 
 @pytest.mark.slow

@@ -192,7 +192,8 @@ def usage(facts: Mapping[str, Any]) -> str:
     given = ", ".join([repr(head.pop("name")), *(f"{key}={value!r}" for key, value in head.items())])
     mean, std = facts["normalisation"]["mean"], facts["normalisation"]["std"]
     rule = "" if (name := facts["dataset.normalise"]) == "train" else f", after dataset.normalise={name}"
-    plugins = "".join(f"\nsegexp.use_plugins({file!r})" for file in facts["plugins"])
+    files = ", ".join(map(repr, facts["plugins"]))
+    plugins = f"\nsegexp.use_plugins({files})" if files else ""
     return f"""\
 import segexp, torch{plugins}
 from safetensors.torch import load_file

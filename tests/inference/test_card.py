@@ -1,9 +1,12 @@
 """`segexp card`: a folder that the Hugging Face client reads, without what must not be published."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 import torch
 from huggingface_hub import EvalResult, ModelCard, metadata_load
 from made_scores import make_pair
-from tiny import tiny_run
+from tiny import TINY, tiny_run
 
 import segexp
 from segexp import cli
@@ -64,11 +67,38 @@ def test_the_card_of_a_run_holds_its_weights_scores_and_terms(run_dir: Path, tmp
     assert (folder / "README.md").read_text() == text + "mine"
 
 
-@pytest.mark.slow
+NETWORK = """
+import torch
+from segexp.plugin import architecture
+
+@architecture
+class TinyNet(torch.nn.Sequential):
+    def __init__(self, in_channels, classes):
+        super().__init__(torch.nn.Conv2d(in_channels, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, classes, 1))
+"""
+WORDS = [word for word in TINY if not word.startswith(("model.", "backbone."))]
+TWICE = "from segexp.plugin import hidden_activation\n@hidden_activation\ndef twice(x): return 2 * x.relu()\n"
+
+
+@pytest.fixture
+def run_of_two_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (tmp_path / "net.py").write_text(NETWORK)
+    (tmp_path / "hid.py").write_text(TWICE)
+    files = [tmp_path / "net.py", tmp_path / "hid.py"]
+    monkeypatch.setenv("SEGEXP_PLUGINS", os.pathsep.join(map(str, files)))  # for the command
+    segexp.use_plugins(*files)
+    yield Path(segexp.run([*WORDS, "model=tiny_net", "hidden_activation=twice", f"outputs={tmp_path}"])["run_dir"])
+    segexp.use_plugins()
+
+
+@pytest.mark.parametrize("run", [pytest.param("run_dir", marks=pytest.mark.slow), "run_of_two_plugins"])
 def test_its_lines_of_python_give_the_probabilities_of_the_run(
-    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    run_dir = request.getfixturevalue(run)
     assert cli.main(["card", str(run_dir), "-o", str(tmp_path / "card")]) == 0
+    for plugin in tmp_path.glob("*.py"):
+        shutil.copy(plugin, tmp_path / "card")
     monkeypatch.chdir(tmp_path / "card")
     images = torch.rand(2, 1, 32, 40)
     names: dict[str, Any] = {"images": images}
@@ -138,15 +168,14 @@ def test_licences_of_the_front_matter(given: str, front: dict[str, str]):
     assert {key: value for key, value in data.items() if key.startswith("license")} == front
 
 
-def test_the_lines_of_python_load_plugins_and_name_the_rule_of_normalisation(run_dir: Path, tmp_path: Path):
+def test_the_lines_of_python_name_the_rule_of_normalisation(run_dir: Path):
     facts = {**json.loads((run_dir / "run.json").read_text())["config"], "dataset.normalise": "image"}
     facts |= {
-        "plugins": ["mine.py"],
+        "plugins": [],
         "learned": {},
         "classes": ["a", "b"],
         "normalisation": {"mean": [0.0], "std": [1.0]},
     }
-    assert "\nsegexp.use_plugins('mine.py')\n" in usage(facts)
     assert usage(facts).endswith("after dataset.normalise=image")
 
 

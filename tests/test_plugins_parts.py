@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +341,24 @@ def adapted(config):
     bytes_of = lambda i: (pairs[i][0].tobytes(), pairs[i][1].tobytes())
     return ImageSet(names, ("",) * len(names), 1, config.num_classes, read, bytes_of, location="memory")
 
+class Buffer(Torch):
+    def __init__(self, number):
+        super().__init__(number)
+        self.pair = [torch.empty(2, 40, 36, dtype=torch.uint8), np.empty((40, 36), np.uint8)]
+    def __getitem__(self, i):
+        for own, new in zip(self.pair, self.pairs[i]):
+            own[...] = torch.from_numpy(new).permute(2, 0, 1) if new.ndim == 3 else new
+        return *self.pair, f"cell_{99 - i}", f"p{i // 2}"
+
+@dataset(num_classes=3, image_size=32)
+def buffer(*, number: int = 16):
+    return Buffer(number)
+
+@dataset(num_classes=3, image_size=32)
+def yielded_buffer(*, number: int = 16):
+    data = Buffer(number)
+    return (data[i] for i in range(number))
+
 image, mask = np.zeros((8, 9), np.uint8), np.zeros((8, 9), np.uint8)
 WRONG = {
     "first": (np.zeros((3, 8, 9)), mask), "last": (torch.zeros(8, 9, 3), mask), "mask": (image, mask[None]),
@@ -401,6 +420,16 @@ def test_arrays_and_tensors_of_the_same_content_are_the_same_data(plugin: Any, t
         first, second = (one.image_set.read(index) for one in found)
         assert (first.image_HWC == second.image_HWC).all()
         assert (first.mask_HW == second.mask_HW).all()
+
+
+@pytest.mark.parametrize("kind", ["buffer", "yielded_buffer"])
+def test_a_data_set_may_fill_the_same_arrays_again(kind: str, plugin: Any) -> None:
+    plugin(DATA)
+    found, plain = (adapters()[name].open(adapters()[name].preset) for name in (kind, "tensors"))
+    assert found.content == plain.content
+    with ThreadPoolExecutor(8) as pool:
+        for index, pair in enumerate(pool.map(found.read, [*range(16)] * 20)):
+            assert (pair.image_HWC == plain.read(index % 16).image_HWC).all()
 
 
 def test_an_adapter_has_the_options_of_its_dataclass(plugin: Any, tmp_path: Path) -> None:

@@ -99,23 +99,28 @@ def _reader(
     """How the pair at a position is read, and how many there are."""
     if isinstance(found, Mapping | str) or not (hasattr(found, "__getitem__") or isinstance(found, Iterable)):
         raise UsageError(f"{where} returns {type(found).__name__}: return or yield pairs {FORMS}")
-    with running("the pairs cannot be read"):
-        pairs = found if hasattr(found, "__len__") and hasattr(found, "__getitem__") else list(found)
-        number = len(pairs)
     lock = threading.Lock()  # pairs are read in threads, which not every data set allows
 
-    def raw(position: int) -> _Raw:
-        with lock, running(f"item {position} cannot be read"):
-            item = pairs[position]
+    def raw_of(position: int, item: Any) -> _Raw:
+        """Its arrays are copies: a data set may fill the same ones again."""
+        with running(f"item {position} cannot be read"):
             if not isinstance(item, tuple | list) or not 2 <= len(item) <= 4:
                 raise UsageError(f"{where}: item {position} is {type(item).__name__}: return {FORMS}")
-            image, mask = (v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v) for v in item[:2])
+            image, mask = (np.array(v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else v) for v in item[:2])
         for array in (image, mask):
             if array.dtype.kind not in "biuf":
                 raise UsageError(f"{where}: item {position} holds {array.dtype}: return arrays of numbers, {FORMS}")
         return _Raw(image, mask, isinstance(item[0], torch.Tensor), tuple(item[2:]))
 
-    return raw, number
+    def raw(position: int) -> _Raw:
+        with lock, running(f"item {position} cannot be read"):
+            return raw_of(position, found[position])
+
+    with running("the pairs cannot be read"):
+        if hasattr(found, "__len__") and hasattr(found, "__getitem__"):
+            return raw, len(found)
+        pairs = [raw_of(position, item) for position, item in enumerate(found)]
+        return pairs.__getitem__, len(pairs)
 
 
 def _items(raw: Callable[[int], _Raw], number: int, num_classes: int, where: str) -> tuple[list[_Item], int]:

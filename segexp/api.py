@@ -25,7 +25,7 @@ from segexp.config import alias_target, params
 from segexp.config.canonical import checked_terms
 from segexp.errors import UsageError
 from segexp.losses import IGNORE, LOSSES, class_masks, incompatibility, term_of, valid_pixels
-from segexp.records import COLUMNS, read_run
+from segexp.records import columns_of, read_run
 from segexp.registry import checked_options, plugins
 from segexp.running import prepare
 
@@ -363,7 +363,8 @@ def run(overrides: Overrides = ()) -> dict[str, Any]:
         try_to_draw_figures(outcome.run_dir)
     if outcome.status == "failed":
         raise RuntimeError(f"the run in {outcome.run_dir} failed: {outcome.reason}")
-    undefined = {name: float("nan") if kind is float else None for name, kind in COLUMNS["summary"].items()}
+    columns = columns_of("summary", read_run(outcome.run_dir))
+    undefined = {name: float("nan") if kind is float else None for name, kind in columns.items()}
     known = {name: value for name, value in outcome.summary.items() if value is not None and name in undefined}
     return undefined | known | {"run_dir": str(outcome.run_dir)}
 

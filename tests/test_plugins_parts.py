@@ -1,6 +1,7 @@
 """Networks, data sets and scores of a plugin, from the decorator to a finished run, its records and its comparison."""
 
 import dataclasses
+import math
 import signal
 import subprocess
 import sys
@@ -637,6 +638,15 @@ def test_a_score_becomes_columns_that_are_read_without_the_plugin(
 
 
 @pytest.mark.slow
+def test_run_returns_own_scores(plugin: Any, tmp_path: Path) -> None:
+    plugin(SCORES)
+    words = [*TINY, "trainer.epochs=1", f"outputs={tmp_path}"]
+    summary = segexp.run([*words, "metrics.scores=[own_dice]"])
+    assert summary["score_own_dice"] == pytest.approx(summary["dice"], abs=1e-12)
+    diverged = segexp.run([*words, "metrics.scores=[own_dice]", "optimizer.lr=1e30", "seed=1"])
+    assert math.isnan(diverged["score_own_dice"])
+
+
 def test_a_score_is_computed_for_a_finished_run(plugin: Any, tmp_path: Path) -> None:
     from segexp.cli import main
     from segexp.records import read_table

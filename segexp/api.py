@@ -279,11 +279,12 @@ def build_model(overrides: Overrides = ()) -> torch.nn.Module:
     """
     from segexp.data import adapters
     from segexp.models.architectures import common_size
-    from segexp.running.build import built_of, initial_bias, initial_network, set_bias
+    from segexp.running.build import built_of, initial_bias, initial_network, set_bias, threads_kept
 
     config = _composed(overrides)
     if params(config.activation)["prior_bias"] == "auto":
-        return initial_network(prepare(config))[0].network.cpu()
+        with threads_kept():
+            return initial_network(prepare(config))[0].network.cpu()
     channels = getattr(config.dataset, "channels", None)
     if channels is None:
         channels = adapters()[config.dataset.adapter].open(config.dataset).channels

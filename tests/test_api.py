@@ -15,6 +15,7 @@ from tiny import TINY, counts_on_test, tiny_config, tiny_run, write_pairs
 
 import segexp
 import segexp.api
+from segexp import cli
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.errors import UsageError
 from segexp.losses import LOSSES
@@ -194,6 +195,21 @@ def test_run_is_that_of_the_command_line(done: Outcome, tmp_path: Path) -> None:
     ) | {"model.decoder_channels": [16, 8, 8]})  # fmt: skip
     for name in summary:
         assert again[name] == summary[name] or (math.isnan(again[name]) and math.isnan(summary[name])), name
+
+
+def test_threads_of_a_run_are_not_those_of_the_next(tmp_path: Path) -> None:
+    words = [*TINY, "activation.prior_bias=auto", f"outputs={tmp_path}"]
+    torch.set_num_threads(2)
+    try:
+        run_dir = segexp.run(words)["run_dir"]
+        taken = [torch.get_num_threads()]
+        segexp.build_model(words)
+        taken.append(torch.get_num_threads())
+        assert cli.main(["evaluate", run_dir, "trainer.threads=1"]) == 0
+        assert [*taken, torch.get_num_threads()] == [2, 2, 2]
+    finally:
+        torch.set_num_threads(1)
+    assert read_run(Path(run_dir))["device"]["threads"] == 1
 
 
 def test_a_failed_run_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -114,8 +115,19 @@ class InitialNetwork(NamedTuple):
     geometry: InputGeometry
 
 
+@contextmanager
+def threads_kept() -> Iterator[None]:
+    """After the block torch takes as many threads as before it, whatever ``trainer.threads`` a run in it has."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+
+
 def initial_network(spec: RunSpec) -> InitialNetwork:
-    """The initial network of a run, on its device. Raises UsageError."""
+    """The initial network of a run, on its device; sets ``trainer.threads``, see `threads_kept`. Raises UsageError."""
     config = spec.config
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)

@@ -38,7 +38,7 @@ from segexp.records.process import OwnedError, ownership
 from segexp.records.scores import OWN_SCORES, facts_of
 from segexp.registry.plugins import LOADED
 from segexp.running import LoadedDataset, RunSpec, load_dataset
-from segexp.running.build import Scorer, Trained, conventions_of, geometry_of, trained, units_of
+from segexp.running.build import Scorer, Trained, conventions_of, geometry_of, threads_kept, trained, units_of
 from segexp.running.splits import check_unit, drawn_split
 
 log = logging.getLogger("segexp")
@@ -68,6 +68,7 @@ class Evaluation:
     again: bool = False
 
 
+@threads_kept()
 def evaluate(
     run_dir: Path,
     record: dict[str, Any],

@@ -44,7 +44,15 @@ from segexp.running import (
     split_rows,
     threads_begun_with,
 )
-from segexp.running.build import InitialNetwork, head_record, initial_network, make_scorer, make_task, order_sha
+from segexp.running.build import (
+    InitialNetwork,
+    head_record,
+    initial_network,
+    make_scorer,
+    make_task,
+    order_sha,
+    threads_kept,
+)
 from segexp.running.finalize import finalize, finalize_diverged
 from segexp.tracking import track
 from segexp.training.checkpoint import Checkpoints
@@ -60,6 +68,7 @@ LIBRARIES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "hyd
 
 
 @no_exit()
+@threads_kept()
 def execute(spec: RunSpec) -> Outcome:
     """Execute the run. Its directory says how it ended: done, diverged, failed or interrupted.
 

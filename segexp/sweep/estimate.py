@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from segexp.config import Config
@@ -23,7 +22,7 @@ from segexp.models.build import build_warnings, parameter_count
 from segexp.records import flatten
 from segexp.records.formatting import duration, pluralize, size
 from segexp.running import RunSpec, prepare
-from segexp.running.build import InitialNetwork, initial_network, make_scorer, make_task
+from segexp.running.build import InitialNetwork, initial_network, make_scorer, make_task, threads_kept
 from segexp.running.finalize import final_diagnostics, final_scores
 from segexp.sweep.local import Slots
 from segexp.sweep.plan import Job
@@ -163,26 +162,23 @@ def _try_probe(spec: RunSpec, timed: list[CostProbe], unavailable: set[str]) -> 
         return _try_probe(spec, timed, unavailable)[0], str(error)
 
 
+@threads_kept()
 def probe(spec: RunSpec, timed: Sequence[CostProbe] = ()) -> CostProbe:
     """Build the run's network and time it, or scale the nearest of ``timed``. Raises UsageError if it cannot be built,
     DivergedError if the first step is not finite."""
-    threads = torch.get_num_threads()
-    try:
-        begun = time.perf_counter()
-        with build_warnings():
-            initial = initial_network(spec)
-        parameters = parameter_count(initial.built.network)
-        work = parameters * initial.geometry.size**2 * spec.config.trainer.batch_size
-        if not timed:
-            prepare(spec.config)
-            base = CostProbe(str(initial.device), parameters, work, time.perf_counter() - begun, 0, 0, 0, 0, 0)
-            return _time_network(base, spec, initial)
-        nearest = min(timed, key=lambda one: abs(one.work - work))
-        seconds = {key: getattr(nearest, key) * work / nearest.work for key in ("step_s", "validate_s", "final_s")}
-        n_bytes = nearest.checkpoint_bytes * parameters / nearest.parameters
-        return dataclasses.replace(nearest, parameters=parameters, work=work, checkpoint_bytes=n_bytes, **seconds)
-    finally:
-        torch.set_num_threads(threads)
+    begun = time.perf_counter()
+    with build_warnings():
+        initial = initial_network(spec)
+    parameters = parameter_count(initial.built.network)
+    work = parameters * initial.geometry.size**2 * spec.config.trainer.batch_size
+    if not timed:
+        prepare(spec.config)
+        base = CostProbe(str(initial.device), parameters, work, time.perf_counter() - begun, 0, 0, 0, 0, 0)
+        return _time_network(base, spec, initial)
+    nearest = min(timed, key=lambda one: abs(one.work - work))
+    seconds = {key: getattr(nearest, key) * work / nearest.work for key in ("step_s", "validate_s", "final_s")}
+    n_bytes = nearest.checkpoint_bytes * parameters / nearest.parameters
+    return dataclasses.replace(nearest, parameters=parameters, work=work, checkpoint_bytes=n_bytes, **seconds)
 
 
 def _time_network(base: CostProbe, spec: RunSpec, initial: InitialNetwork) -> CostProbe:

@@ -364,11 +364,28 @@ def test_two_plugins_do_not_share_names(write: Write) -> None:
     same_entry, same_name = write(others=TWICE), write("other", parts=TWICE.replace("twice", "thrice"))
     assert mentions(refusal(first, same_entry), same_entry, "the plugin parts", "hidden_activation=twice")
     assert mentions(refusal(first, same_name), same_name, first)
-    assert list(plugins.LOADED) == ["parts"]
+    same_module = write(**{"a-b": TWICE}), write(a_b=TWICE.replace("twice", "thrice"))
+    assert mentions(refusal(*same_module), *same_module, "module name segexp_plugin_a_b", "rename")
+    assert list(plugins.LOADED) == ["a-b"]
     first_helped = write("a", one=f"import helper\n{TWICE}", helper="")
     second_helped = write("b", two=f"import helper\n{TWICE.replace('twice', 'thrice')}", helper="")
     line = refusal(first_helped, second_helped)
     assert mentions(line, first_helped.parent / "helper.py", second_helped.parent / "helper.py")
+
+
+def test_two_plugins_do_not_share_a_module_that_registers(write: Write) -> None:
+    common = write(common=TWICE)
+    first, second = write(one="import common\n"), write(two="import common\n")
+    for given in ((first, second), (common, first), (first, common)):
+        line = refusal(*given)
+        assert mentions(line, f"--plugin {given[1]}: {common}", f"the plugin {given[0].stem}", "one file that imports")
+        assert "another name" not in line
+        plugins.use([])
+    plugins.use([write(both="import one, two\n")])
+    # A name that two plugins give by a function that they share is a name to change.
+    write(common=f"{USES}def make(name):\n    hidden_activation(name=name)(lambda x: 2 * x)\n")
+    first, second = (write(**{name: "import common\ncommon.make('own')\n"}) for name in ("one", "two"))
+    assert mentions(refusal(first, second), "hidden_activation=own", "another name")
 
 
 def test_modules_of_the_current_folder_yield_to_those_beside_the_plugin(

@@ -338,8 +338,10 @@ def _load(plugin: Plugin) -> None:
     """Execute a plugin. Raises UsageError; then nothing of it stays."""
     # All built-in entries first: they are no plugin's, and their names are taken.
     importlib.import_module("segexp.plugin")
-    if plugin.name in LOADED:
-        raise UsageError(f"--plugin {plugin.given}: {LOADED[plugin.name].given} has the same name: rename one of them")
+    for other in LOADED.values():
+        if plugin.name == other.name or plugin.module == other.module:
+            same = "name" if plugin.name == other.name else f"module name {plugin.module}"
+            raise UsageError(f"--plugin {plugin.given}: {other.given} has the same {same}: rename one of them")
     _check_names(plugin)
     _forget(plugin)
     LOADED[plugin.name] = plugin
@@ -353,11 +355,22 @@ def _load(plugin: Plugin) -> None:
         _forget(plugin)
         where = line_in(error, plugin.paths)
         if isinstance(error, UsageError):
-            raise UsageError(f"{where}: {error}" if where else str(error)) from error
+            raise UsageError(_shared(error, plugin) or (f"{where}: {error}" if where else str(error))) from error
         if not isinstance(error, KeyboardInterrupt):
             what = f"the plugin cannot be loaded: {type(error).__name__}: {first_line(error)}"
             raise UsageError(f"{where or plugin.given}: {what}") from error
         raise
+
+
+def _shared(error: UsageError, plugin: Plugin) -> str:
+    """One line where a module that another plugin has as well registers its entries again, "" otherwise."""
+    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    executed = {code.co_filename for code in frames if code.co_name == "<module>"}.intersection(plugin.paths)
+    for other in LOADED.values():
+        for file in sorted(executed.intersection(other.paths)):
+            what = f"--plugin {plugin.given}: {file} registers entries and belongs to the plugin {other.name} too"
+            return f"{what}: name one file that imports both plugins, or move these entries to a file of one of them"
+    return ""
 
 
 _CALLS = {

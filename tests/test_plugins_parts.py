@@ -56,9 +56,13 @@ class Escaping(Small):
     def forward(self, x):
         return self.last(F.softplus(self.a(x)))
 
+class Clamping(Small):
+    def forward(self, x):
+        return self.last(self.a(x).clamp(min=0))
+
 @architecture
-def escapes(in_channels, classes):
-    return Escaping(in_channels, classes)
+def escapes(in_channels, classes, *, how: str = "softplus"):
+    return (Escaping if how == "softplus" else Clamping)(in_channels, classes)
 
 class Stage(nn.Sequential):
     def __init__(self, i, o):
@@ -259,6 +263,7 @@ def test_a_part_called_encoder_gives_the_scope_its_meaning(plugin: Any) -> None:
 
 REFUSED = (
     (("model=escapes", "hidden_activation=gelu"), ("softplus in Escaping", "torch.nn.Softplus")),
+    (("model=escapes", "model.how=clamp", "hidden_activation=gelu"), ("clamp in Clamping", "torch.nn.ReLU for clamp")),
     (("model=wrong_channels",), ("(2, 3, 32, 32)", "(2, 1, 32, 32)")),
     (("model=half",), ("(16, 16) px",)),
     (("model=probabilities",), ("ends in sigmoid",)),

@@ -5,9 +5,11 @@ import dataclasses
 import functools
 import logging
 import re
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import yaml
@@ -196,7 +198,9 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         if "=" not in text and not text.startswith("~"):
             raise UsageError(f"'{text}' is not an override; write key=value")
         if text.rstrip().endswith("=") and text.count("=") == 1 and not text.rstrip().endswith("_suffix="):
-            raise UsageError(f"'{text}' is empty: is a shell variable unset? Write a value, or null for none")
+            off = _off(text.rstrip().rstrip("="))
+            other = f", or {off}" if off else ""
+            raise UsageError(f"'{text}' is empty: is a shell variable unset? Write a value{other}")
         try:
             override = _parsed(text)
         except (OverrideParseException, ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits
@@ -215,7 +219,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
                 raise UsageError(f"'{text}' adds a key that exists; write {text.lstrip('+')}")
             raise UsageError(f"'{text}': {unknown_key(key, ())}; keys cannot be added")
         if override.is_delete():
-            raise UsageError(f"'{text}': keys cannot be deleted; set {key}=null where that is allowed")
+            raise UsageError(f"'{text}': keys cannot be deleted; leave it out, or set {_off(key) or 'another value'}")
         if key == "tracking" and override.is_sweep_override():
             raise UsageError(f"'{text}' would repeat one run: several trackers are a list, tracking=[csv,mlflow]")
         parsed.append(override)
@@ -269,6 +273,13 @@ def _text_keys() -> frozenset[str]:
     """Keys whose value is any text."""
     plain = (str, str | None)
     return frozenset(k for _, k, o in every_option() if o.type in plain and not o.choices and not o.range.words)
+
+
+def _off(key: str) -> str:
+    """The override that gives a key nothing, KEY=null or PRESET=none; "" where the key needs a value."""
+    if any(NoneType in typing.get_args(option.type) for _, known, option in every_option() if known == key):
+        return f"{key}=null"
+    return f"{key}=none" if key in YAML_GROUPS and "none" in preset_names(key) else ""
 
 
 def warn_repeated_keys(overrides: Sequence[str]) -> None:

@@ -192,7 +192,8 @@ def build_with_hidden(
     network.built_for = built_for
     report, sites = audit(network, in_channels, size, seen if name == "native" else None)
     if entry.own:
-        check_closed(report, what, "call it as a module (torch.nn.Softplus) in your network, or use")
+        named = "torch.nn.ReLU for clamp(min=0) or maximum(x, 0), torch.nn.Softplus for softplus"
+        check_closed(report, what, f"call it as a module in your network ({named}), or use")
     else:
         check_closed(report, f"{what} with backbone.name={backbone.name}")
     pretrained = "encoder." if backbone.weights is not None else ""

@@ -272,10 +272,10 @@ def check_option(key: str, option: Option, value: Any, num_classes: int | None =
             raise UsageError(f"{key}={value} is none of {option.range}")
         return
     numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int | float)]
-    if any(isinstance(n, int) and abs(n) >= 2**63 for n in numbers):
-        raise UsageError(f"{key}={value} is out of range: a whole number has at most 18 digits")
     if not all(option.range.holds(n) for n in numbers if not isinstance(n, bool)):
         raise UsageError(f"{key}={value} is out of range: it must be {option.range}")
+    if any(isinstance(n, int) and abs(n) >= 2**63 for n in numbers):
+        raise UsageError(f"{key}={value} is out of range: a whole number must be above -2^63 and below 2^63")
     if option.name == "class_weights" and value is not None:
         if num_classes is not None and len(value) != num_classes:
             wrong = f"{key} holds {len(value)} numbers, dataset.num_classes={num_classes}"

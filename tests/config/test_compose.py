@@ -317,10 +317,23 @@ def test_composing_leaves_nothing_behind(session: list[str]) -> None:
     ("+trainer.epochs=3", "'+trainer.epochs=3' adds a key that exists; write trainer.epochs=3"),
     ("++trainer.epoch=3", "did you mean trainer.epochs"),
     ("+new.key=1", "'+new.key=1': unknown key 'new.key'"),
-    *((text, "cannot be deleted") for text in ("~trainer.epochs", "~loss", "~loss=ce")),
+    *((text, "deleted; leave it out, or set another") for text in ("~trainer.epochs", "~loss", "~loss=ce")),
+    ("~augment", "set augment=none"),
+    ("seed=9223372036854775808", "at most 9223372036854775807"),
+    ("~trainer.threads", "set trainer.threads=null"),
 ])  # fmt: skip
 def test_nothing_goes_past_the_schema(override: str, said: str, session: list[str]) -> None:
     assert said in refusal(override, extra=session)
+
+
+@pytest.mark.parametrize(("text", "end"), [
+    ("activation=", "Write a value"), ("seed=", "Write a value"), ("augment=", "Write a value, or augment=none"),
+    ("trainer.threads= ", "Write a value, or trainer.threads=null"),
+])  # fmt: skip
+def test_what_stands_for_nothing_is_named_where_there_is_such_a_value(text: str, end: str, session: list[str]) -> None:
+    assert refusal(text, extra=session).endswith(f"is empty: is a shell variable unset? {end}")
+    if "or " in end:
+        compose([end.rpartition(" ")[2]], session)
 
 
 @pytest.mark.parametrize("text", ["loss==dice", "loss=[dice", "loss={", "loss", "", " ", "--loss=dice", "a b=c"])

@@ -452,7 +452,7 @@ def test_wrong_terms_are_refused_with_key_and_cure(terms: Any, key: str, cure: s
     ("loss", "ce", "class_weights", [1.0, -1.0], "at least 0"),
     ("loss", "ce", "class_weights", [1.0, 0.0], "above 0"),
     ("loss", "ce", "class_weights", [1.0, math.nan], "out of range"),
-    ("loss", "ce", "class_weights", [1.0, 10**400], "out of range"),
+    ("loss", "ce", "class_weights", [1.0, 10**400], "below 2^63"),
     ("loss", "topk_ce", "share", 0.0, "above 0"),
     ("loss", "skeleton_recall", "tube", 10**12, "at most 1000"),
     ("loss", "cl_dice", "iterations", 10**6, "at most 1000"),

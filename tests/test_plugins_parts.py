@@ -506,8 +506,18 @@ def test_what_cannot_be_registered_is_refused_with_its_line(text: str, reason: s
     assert "\n" not in str(error.value)
 
 
+SQUARES = "    return p.logits_NKHW.square().mean()"
+
+NET_IN_PLACE = """
+@architecture
+class Mine(torch.nn.Conv2d):
+    def __init__(self, in_channels, classes): super().__init__(in_channels, classes, 1)
+    def forward(self, x): return super().forward(x.sub_(1))
+"""
+
 BAD = [
     ("hidden_activation", "@hidden_activation\ndef mine(x): return x.relu_()", "in place"),
+    ("hidden_activation", "@hidden_activation\ndef mine(x): return x.clamp_(-9, 9)", "in place"),
     ("hidden_activation", "@hidden_activation\ndef mine(x): return x.mean()", "gives ()"),
     ("hidden_activation", "@hidden_activation\ndef mine(): return 1", "int, not a torch module"),
     ("hidden_activation", "@hidden_activation\ndef mine(x): return 1 / 0", "parts.py, line 5: ZeroDivisionError"),
@@ -517,10 +527,22 @@ BAD = [
     ("activation", "@output_activation(gives='probability')\ndef mine(x): return x", "not within 0 and 1"),
     ("activation", "@output_activation(gives='probability')\ndef mine(x): return 1 / 0", "parts.py, line 5"),
     ("activation", "@output_activation\ndef mine(x): return x.log()", "not finite"),
+    ("activation", "@output_activation\ndef mine(x): return x.mul_(2)", "in place"),
+    ("activation", "@output_activation(gives='probability')\ndef mine(x): return x.sigmoid_()", "in place"),
     ("activation", "N = []\n@output_activation\ndef mine(x): return None if N else N.append(0) or x", "NoneType"),
     ("loss", "@loss\ndef mine(p, y): return p.values_NKHW", "scalar"),
     ("loss", "@loss\ndef mine(p, y): return torch.zeros(())", "no gradient"),
     ("loss", "@loss\ndef mine(p, y): return p.nothing", "check-plugin"),
+    ("loss", f"@loss\ndef mine(p, y):\n    y[y == 255] = 0\n{SQUARES}", "in place"),
+    ("loss", f"@loss\ndef mine(p, y):\n    if (y == 255).all(): y.zero_()\n{SQUARES}", "in place"),
+    ("loss", f"@loss\ndef mine(p, y):\n    if not y.any(): y.add_(1)\n{SQUARES}", "in place"),
+    ("loss", f"@loss\ndef mine(p, y):\n    p.log_odds_NKHW.mul_(2)\n{SQUARES}", "in place"),
+    (
+        "loss",
+        f"@loss(maps=lambda m, v: 1.0 * m)\ndef mine(p, y, maps):\n    maps['mine'].add_(1)\n{SQUARES}",
+        "in place",
+    ),
+    ("model", NET_IN_PLACE, "in place"),
 ]
 
 
@@ -532,6 +554,14 @@ def test_what_cannot_be_trained_with_is_loaded_and_refused_before_training(
     answer = refused(tmp_path, f"{group}=mine")
     assert reason in answer
     assert "parts.py" in answer, "which plugin it is"
+
+
+def test_a_loss_that_changes_only_the_masks_of_a_run_gets_copies(plugin: Any, tmp_path: Path) -> None:
+    loss = "    return p.logits_NKHW.square().mean()\n"
+    sly = f"@loss\ndef sly(p, y):\n    if len(y) > 2: y.zero_()\n{loss}"  # the check has two masks
+    plugin(f"{USES}@loss\ndef usual(p, y):\n{loss}{sly}")
+    first, second = ((run(tmp_path, f"loss={name}") / "epochs.csv").read_bytes() for name in ("usual", "sly"))
+    assert first == second
 
 
 def test_an_error_within_a_run_names_the_line(plugin: Any, tmp_path: Path) -> None:

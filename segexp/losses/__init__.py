@@ -115,7 +115,9 @@ def maps_of(
     masks_NHW = masks_NHW.cpu()
     planes_NFHW, valid_NHW = class_masks(masks_NHW, classes, overlapping).numpy(), valid_pixels(masks_NHW).numpy()
     pairs = list(zip(planes_NFHW, valid_NHW, strict=True))
-    return {name: torch.from_numpy(np.stack([maps(*pair) for pair in pairs])) for name, maps in functions.items()}
+    # Copies, which a function may change.
+    made = {name: [maps(planes.copy(), valid.copy()) for planes, valid in pairs] for name, maps in functions.items()}
+    return {name: torch.from_numpy(np.stack(several)) for name, several in made.items()}
 
 
 # What losses share

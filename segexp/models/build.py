@@ -34,6 +34,7 @@ from segexp.models.architectures import (
 from segexp.models.swap import CallSites, Swap, SwapReport, audit, check_closed, swap_hidden
 from segexp.models.trace import FAILURES, GATE_OPERATORS, Application, Trace, trace
 from segexp.registry import nearest
+from segexp.registry.plugins import LOADED
 
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 """Of the weights of 2D convolutions (``trainer.format``); their outputs follow, whatever the images have."""
@@ -180,6 +181,9 @@ def build_with_hidden(
         raise UsageError(f"hidden_activation.scope={options['scope']}: {what} has no part called encoder: use both")
     seen = check_forward(network, in_channels, out_channels, size)
     if entry.own:
+        if seen.changes_input:
+            of = f"{what} of {LOADED[ARCHITECTURES.origins[model[0]]].given}"
+            raise UsageError(f"{of} changes its input in place: compute new tensors, or clone the images first")
         path: Any = _logits_from(network, seen, in_channels, size)
         network.logits_from = path
     gain = None

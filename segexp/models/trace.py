@@ -105,13 +105,14 @@ class Trace:
     """The activations of a forward pass in order, and the shape of its output.
 
     last: the layers whose output reaches the output with no activation in between. end: the operator of the activation
-    that the output comes from, where there is no such layer.
+    that the output comes from, where there is no such layer. changes_input: whether the network changes its images.
     """
 
     applications: list[Application]
     output_shape: tuple[int, ...]
     last: tuple[Feed, ...] = ()
     end: str = ""
+    changes_input: bool = False
 
 
 def trace(network: torch.nn.Module, in_channels: int, size: int, *, training: bool = True) -> Trace:
@@ -131,7 +132,7 @@ def trace(network: torch.nn.Module, in_channels: int, size: int, *, training: bo
         last = watch.feeds_of([output])
         ending = [] if last or not watch.applications else watch.applications[-1].operators[-1:]
         watch.finish()
-        return Trace(watch.applications, tuple(output.shape), last, "".join(ending))
+        return Trace(watch.applications, tuple(output.shape), last, "".join(ending), images_NCHW._version > 0)
 
     try:
         return traced("meta")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 import torch
 import torch.nn.functional as F
 
-from segexp.activations.head import Head, PriorBias, learn_options, learned_options, make_head, prior_bias
+from segexp.activations.head import Head, Prediction, PriorBias, learn_options, learned_options, make_head, prior_bias
 from segexp.activations.output import OUTPUT_ACTIVATIONS, logit_channels, slope_of
 from segexp.config import Config, mode_of, params
 from segexp.data.augment import make_augment
@@ -35,9 +35,9 @@ from segexp.data.batches import (
 from segexp.data.image_set import ImageSet
 from segexp.data.normalise import AS_STORED, Rule, rule_of, ruled
 from segexp.errors import UsageError
-from segexp.evaluation.predict import EpochScores, Scored, Units, epoch_scores, make_forward, predict
+from segexp.evaluation.predict import EpochScores, LossOf, Scored, Units, epoch_scores, make_forward, predict
 from segexp.evaluation.score import Conventions
-from segexp.losses import LOSSES, map_functions, maps_of
+from segexp.losses import LOSSES, Maps, map_functions, maps_of
 from segexp.models.architectures import ARCHITECTURES, BackboneConfig, check_size, common_size
 from segexp.models.build import MEMORY_FORMATS, Built, build_with_hidden, final_layer
 from segexp.models.trace import Application
@@ -289,8 +289,10 @@ def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
     """Loss and batches of a run for the training loop. sites: those that `build_with_hidden` found."""
     spec = scorer.spec
     config, image_set = spec.config, spec.image_set
-    loss_of = functools.partial(LOSSES[config.loss.name].function, **params(config.loss))
+    loss_of: LossOf = functools.partial(LOSSES[config.loss.name].function, **params(config.loss))
     functions = map_functions(config.loss.name, params(config.loss))
+    if spec.plugins:
+        loss_of = functools.partial(_on_copies, loss_of)
     foreground = range(config.dataset.first_class, config.dataset.num_classes)
     of_masks = functools.partial(maps_of, functions, classes=foreground, overlapping=config.dataset.overlapping)
     kept = scoring_maps(scorer.read, of_masks)
@@ -333,6 +335,12 @@ def make_task(scorer: Scorer, sites: Sequence[Application]) -> Task:
         steps=config.trainer.epochs * len(batches_of(spec.split["train"], config.trainer.batch_size)),
         capturable=not spec.plugins,
     )
+
+
+def _on_copies(loss_of: LossOf, prediction: Prediction, target_NHW: torch.Tensor, *maps: Maps) -> torch.Tensor:
+    """A loss that may be the user's own, which must not change the masks and maps that are kept for validation."""
+    copies = [{name: plane.clone() for name, plane in of_masks.items()} for of_masks in maps]
+    return loss_of(prediction, target_NHW.clone(), *copies)
 
 
 def order_sha(spec: RunSpec) -> str:

@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -20,6 +20,7 @@ from segexp.errors import UsageError, first_line, line_in
 from segexp.models.swap import audit, swap_hidden
 from segexp.registry import NOT_STATED, Option
 
+E = TypeVar("E")
 Function = Callable[[torch.Tensor], torch.Tensor]
 Checks = Iterator[tuple[str, Callable[[], str]]]
 """Name of each check, and the check."""
@@ -109,6 +110,16 @@ def same_shape(y: Any, x: torch.Tensor) -> None:
         raise WrongError(f"gives {type(y).__name__}, not a tensor")
     if y.shape != x.shape:
         raise WrongError(f"gives {tuple(y.shape)} for a tensor of shape {tuple(x.shape)}")
+
+
+def unchanged(call: Callable[[], E], *given: torch.Tensor) -> E:
+    """What the call gives. Raises WrongError if it changes one of the tensors that it is given."""
+    before = [(x._version, x.detach().clone()) for x in given]
+    found = call()
+    # The version also counts changes to equal values; writing through .data or NumPy shows in the values alone.
+    if any(x._version != version or not torch.equal(x, old) for x, (version, old) in zip(given, before, strict=True)):
+        raise WrongError("changes its input in place, which segexp uses again: compute a new tensor, or clone it first")
+    return found
 
 
 def with_slope(function: Function, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -305,10 +316,8 @@ same = functools.partial(torch.isclose, rtol=0, atol=0, equal_nan=True)
 def _unchanged(new: Callable[[], torch.nn.Module]) -> str:
     for training in (True, False):
         x = torch.linspace(-9, 9, 64).reshape(2, 4, 2, 4)
-        before, module = x.clone(), new().train(training)
-        first, second = module(x), module(x)
-        if x._version or not torch.equal(x, before):
-            raise WrongError("works in place, but another branch of the network may need its input")
+        module = new().train(training)
+        first, second = (unchanged(functools.partial(module, x), x) for _ in range(2))
     if not same(first, second).all():
         raise WrongError("two calls in eval mode give different values")
     x[0, 0, 0, 0] += 1

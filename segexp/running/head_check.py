@@ -4,11 +4,11 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from segexp.activations.head import learn_options, learned_options, logit_of, make_head, prior_bias
+from segexp.activations.head import Prediction, learn_options, learned_options, logit_of, make_head, prior_bias
 from segexp.activations.output import (
     ALL_MODES,
     OUTPUT_ACTIVATIONS,
@@ -24,6 +24,7 @@ from segexp.running.entry_check import (
     FLOATS,
     POINTS,
     Checks,
+    E,
     Function,
     NoteError,
     WrongError,
@@ -37,10 +38,9 @@ from segexp.running.entry_check import (
     line,
     slope_at_zero,
     stated,
+    unchanged,
     with_slope,
 )
-
-E = TypeVar("E")
 
 CLASSES: dict[HeadMode, int] = {"binary": 2, "softmax": 3, "independent": 3}
 """Number of classes with which each head is checked."""
@@ -70,8 +70,21 @@ def output(entry: OutputActivation) -> Checks:
             yield "slope_at_zero", lambda: _slope(entry, phi)
             yield "inverse", lambda: _inverse(entry, phi)
             yield "prior_bias", lambda: _prior(entry, options)
+    if entry.log_odds is not None:
+        yield "input unchanged", lambda: _same_input(entry)
     yield "half precision", lambda: _half(entry, options)
     yield "training step", lambda: check_pairs([entry], _built_in(LOSSES))
+
+
+def _same_input(entry: OutputActivation) -> str:
+    called(entry, line(-1e3, 1e3, 81), own_params(defaults_of(entry.options)))
+    return "not in place"
+
+
+def called(entry: OutputActivation, x: torch.Tensor, options: Mapping[str, Any]) -> Any:
+    """What the user's function gives: log-odds, F, or ln F and ln(1 - F). Raises WrongError if it changes x."""
+    function: Any = getattr(entry.log_odds, "__wrapped__", entry.log_odds)
+    return unchanged(lambda: function(x, **options), x)
 
 
 def _monotone(phi: Function) -> str:
@@ -221,7 +234,7 @@ def loss(entry: Loss) -> Checks:
     yield "finite", lambda: _finite(entry)
     yield "gradient", lambda: _gradient(entry)
     yield "ignored pixels", lambda: _ignored(entry)
-    yield "order and input", lambda: _order(entry)
+    yield "order", lambda: _order(entry)
     yield "options", lambda: _options(entry)
     yield "training step", lambda: check_pairs(_built_in(OUTPUT_ACTIVATIONS), [entry])
 
@@ -239,9 +252,16 @@ def _cases(entry: Loss, scale: float, dtype: torch.dtype) -> Iterator[tuple[torc
         target[:, 0, :2] = IGNORE
 
         def value(logits: torch.Tensor, target: torch.Tensor, head: Any = head, **options: Any) -> torch.Tensor:
-            return scalar(entry.function(head(logits), target, **(defaults_of(entry.options) | options)))
+            return value_of(entry, head(logits.clone()), target, **(defaults_of(entry.options) | options))
 
         yield logits.requires_grad_(), value, target
+
+
+def value_of(entry: Loss, prediction: Prediction, target: torch.Tensor, **given: Any) -> torch.Tensor:
+    """The loss. given: its options and maps. Raises WrongError if it is no scalar tensor, or changes what it takes."""
+    planes = (prediction.logits_NKHW, prediction.log_odds_NKHW, target, *given.get("maps", {}).values())
+    tensors = [x for x in planes if x is not None]
+    return scalar(unchanged(lambda: entry.function(prediction, target, **given), *tensors))
 
 
 def scalar(value: Any) -> torch.Tensor:
@@ -265,7 +285,7 @@ def _call(entry: Loss) -> str:
         if not (result := value(logits, target)).requires_grad:
             raise WrongError("has no gradient: the result is detached from the prediction")
         _check_case(result, logits, "for ordinary logits")
-    return "gives a finite scalar, with a gradient"
+    return "gives a finite scalar, with a gradient; not in place"
 
 
 def _finite(entry: Loss) -> str:
@@ -304,15 +324,10 @@ def _ignored(entry: Loss) -> str:
 
 
 def _order(entry: Loss) -> str:
-    """No effect of the order of images; nothing in place."""
     for logits, value, target in _cases(entry, 1.0, torch.float64):
-        before = logits.detach().clone(), target.clone()
-        result = value(logits, target)
-        if not (torch.equal(logits, before[0]) and torch.equal(target, before[1])):
-            raise WrongError("works in place")
-        if not torch.allclose(result, value(logits.flip(0), target.flip(0)), rtol=1e-5):
+        if not torch.allclose(value(logits, target), value(logits.flip(0), target.flip(0)), rtol=1e-5):
             raise WrongError("depends on the order of the images of a batch")
-    return "no effect of the order of images; not in place"
+    return "no effect of the order of images"
 
 
 def _options(entry: Loss) -> str:

@@ -13,11 +13,11 @@ from segexp.config import Config, mode_of, params
 from segexp.data import torch_seeded
 from segexp.errors import UsageError, first_line
 from segexp.evaluation.own import try_score
-from segexp.losses import LOSSES, term_of
+from segexp.losses import IGNORE, LOSSES, map_functions, maps_of, term_of
 from segexp.records.scores import OWN_SCORES
 from segexp.registry.plugins import LOADED, in_plugin
-from segexp.running.entry_check import WrongError, line, same_shape
-from segexp.running.head_check import scalar
+from segexp.running.entry_check import WrongError, line, same_shape, unchanged
+from segexp.running.head_check import called, value_of
 
 
 def check_own(config: Config, plugins: Mapping[str, Sequence[str]]) -> None:
@@ -44,10 +44,7 @@ def _hidden(config: Config, name: str) -> None:
         what = f"returns {type(module).__name__}, not a torch module"
         raise WrongError(f"{what}: a function of a tensor needs a parameter for it")
     x = torch.linspace(-2, 2, 512).view(2, 64, 2, 2)
-    given = x.clone()
-    same_shape(module(given), x)
-    if not torch.equal(given, x):
-        raise WrongError("changes its input in place: compute a new tensor, as other layers need the input")
+    same_shape(unchanged(lambda: module(x), x), x)
 
 
 def _output(config: Config, name: str) -> None:
@@ -55,7 +52,7 @@ def _output(config: Config, name: str) -> None:
     if log_odds is None:
         return
     x, form = line(-20, 20, 81), getattr(log_odds, "form", "log_odds")
-    found = (log_odds if form == "log_odds" else log_odds.__wrapped__)(x, **options)  # type: ignore[attr-defined]
+    found = called(OUTPUT_ACTIVATIONS[name], x, options)
     pair = form == "log_probabilities"
     if isinstance(found, tuple) != pair:
         wrong = "gives one tensor, not ln F and ln(1 - F)" if pair else f"gives a pair, but states gives={form!r}"
@@ -77,15 +74,30 @@ def _loss(config: Config, name: str) -> None:
     if config.loss.name != name:  # a term of a sum
         options = term_of(options["terms"][name])[1]
     logits = torch.randn(2, logit_channels(dataset.num_classes, mode, dataset.first_class), 8, 8).requires_grad_()
+    target = torch.randint(dataset.num_classes, (2, 8, 8))
     activation, chosen = OUTPUT_ACTIVATIONS[config.activation.name], params(config.activation)
     holder = torch.nn.Module()
     learn_options(holder, activation, chosen)
     head = make_head(activation, mode, chosen, dataset.first_class, False, learned_options(holder))
-    value = scalar(LOSSES[name].function(head(logits), torch.randint(dataset.num_classes, (2, 8, 8)), **options))
+    functions, foreground = map_functions(name, options), range(dataset.first_class, dataset.num_classes)
+
+    def value_for(target: torch.Tensor) -> torch.Tensor:
+        maps = {"maps": maps_of(functions, target, foreground, dataset.overlapping)} if functions else {}
+        return value_of(LOSSES[name], head(logits.clone()), target, **options, **maps)
+
+    value = value_for(target)
     if not value.requires_grad:
         raise WrongError("has no gradient: compute it from tensors")
     if not value.isfinite():
         raise WrongError("is not finite for small logits")
+    # It may change its input only where there are ignored pixels, or no foreground.
+    for masks in (target.masked_fill(target == 0, IGNORE), torch.full_like(target, IGNORE), torch.zeros_like(target)):
+        try:
+            value_for(masks)
+        except WrongError:
+            raise
+        except Exception:
+            continue  # a loss for data without such masks
 
 
 _CHECKS: dict[str, Callable[[Config, str], Any]] = {

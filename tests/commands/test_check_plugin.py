@@ -68,6 +68,26 @@ def broken(x):
 def broken(x):
     return x.relu_()
 """),
+    "an output activation in place": ({"input unchanged"}, """
+@output_activation(slope_at_zero=0.5)
+def broken(x):
+    return x.mul_(2)
+"""),
+    "a loss in place": ({"call"}, """
+@loss
+def broken(prediction, target):
+    target[target == 255] = 0
+    return prediction.logits_NKHW.square().mean()
+"""),
+    "a network in place": ({"call"}, """
+@architecture
+class Broken(torch.nn.Sequential):
+    def __init__(self, in_channels, classes):
+        super().__init__(torch.nn.Conv2d(in_channels, classes, 3, padding=1))
+
+    def forward(self, images):
+        return super().forward(images.sub_(0.5))
+"""),
     "NaN at 1e4": ({"finite", "finite in float16", "range"}, """
 @hidden_activation
 def broken(x):
@@ -146,7 +166,7 @@ def broken(prediction, target, *, power: Annotated[float, Range(0, 2)] = 1.0):
     y, valid = reference_planes(prediction, target)
     return mean_over((prediction.values_NKHW - y).square(), valid) / power
 """),
-    "the first image counts twice": ({"order and input"}, """
+    "the first image counts twice": ({"order"}, """
 @loss(needs="values")
 def broken(prediction, target):
     y, valid = reference_planes(prediction, target)
@@ -320,6 +340,9 @@ def broken(prediction, target):
 FIRST = (
     "a wrong derivative",
     "works in place",
+    "an output activation in place",
+    "a loss in place",
+    "a network in place",
     "NaN at 1e4",
     "a wrong range",
     "cannot be copied",

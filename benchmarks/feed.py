@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 import segexp
 from benchmarks import Row, benchmark, counted, in_turns, ratios
-from segexp.data import torch_seeded
+from segexp.data import seeded
 from segexp.data.augment import make_augment
 from segexp.data.batches import InputGeometry, Normalisation, batches_at_once, make_reader, resident, training_batches
 from segexp.data.image_set import AugmentConfig, ImageSet, Pair
@@ -87,7 +87,7 @@ def one_by_one(config: AugmentConfig) -> Callable[[torch.Tensor, torch.Tensor, i
     transform = v2.Compose([*steps, intensity])
 
     def augment(image_CHW: torch.Tensor, mask_HW: torch.Tensor, epoch: int, name: str) -> Sequence[torch.Tensor]:
-        with torch_seeded(0, "augment", epoch, name):
+        with seeded(0, "augment", epoch, name):
             image, mask = transform(tv_tensors.Image(image_CHW), tv_tensors.Mask(mask_HW))
         return image.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor).long()
 

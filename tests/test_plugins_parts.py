@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import random
 import signal
 import subprocess
 import sys
@@ -11,10 +12,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
-from tiny import TINY
+from tiny import TINY, tables
 
 import segexp
 from segexp.activations.hidden import make_hidden
@@ -27,6 +30,7 @@ from segexp.models.build import final_layer, init_sha
 from segexp.records import read_run
 from segexp.registry.plugins import explained
 from segexp.running import prepare
+from segexp.training import loop
 
 USES = """from typing import Annotated, Literal
 import torch
@@ -248,6 +252,53 @@ def test_its_weights_come_from_the_seed_and_the_final_bias_enters_no_sha(plugin:
     layer = final_layer(prior)
     assert layer.bias.item() == pytest.approx(-2.1972, abs=1e-3)
     assert segexp.audit(same).replaced == 3
+
+
+NOISE = """
+import random
+import numpy as np
+import torch
+from segexp.plugin import architecture, loss, score
+
+def noise(): return random.random() + np.random.rand() + torch.rand(()).item()
+
+@architecture
+class Noisy(torch.nn.Module):
+    def __init__(self, in_channels, classes):
+        super().__init__()
+        self.first, self.last = torch.nn.Conv2d(in_channels, 4, 3, padding=1), torch.nn.Conv2d(4, classes, 1)
+        torch.nn.init.normal_(self.first.weight, std=0.1 * noise())
+    def forward(self, images):
+        return self.last(torch.relu(self.first(images) + noise()))
+
+@loss
+def noisy(prediction, target):
+    return (prediction.logits_NKHW - (target == 1)[:, None].float() - noise()).square().mean()
+
+@score
+def noisy(predicted, reference, valid, probability):
+    return noise()
+"""
+
+
+def test_what_a_plugin_draws_repeats(plugin: Any, tmp_path: Path) -> None:
+    plugin(NOISE)
+    words = ("model=noisy", "loss=noisy", "metrics.scores=[noisy]")
+    following = []
+    for folder in ("first", "second"):
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        if folder == "first":
+            first = run(tmp_path / folder, *words)
+        following.append((random.random(), np.random.rand()))  # noqa: NPY002
+    assert following[0] == following[1], "the caller's generators are left alone"
+    real, interrupted = loop.train_epoch, mock.Mock(side_effect=KeyboardInterrupt)
+    patch = mock.patch.object(loop, "train_epoch", lambda *a: (interrupted if a[3] == 2 else real)(*a))
+    with patch, pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "second", *words)
+    second = run(tmp_path / "second", *words)
+    assert read_run(first)["init_sha"] == read_run(second)["init_sha"]
+    assert tables(first) == tables(second)
 
 
 @pytest.mark.slow

@@ -171,11 +171,11 @@ def timings(
     from tqdm import tqdm
 
     from segexp.activations.hidden import HIDDEN_ACTIVATIONS, make_hidden
-    from segexp.data import generator, torch_seeded
+    from segexp.data import generator, seeded
     from segexp.running.entry_check import defaults_of
 
     times = torch.zeros(rounds, len(names), 3, dtype=torch.float64)
-    with torch_seeded(0, "bench", devices=(0,) if device.type == "cuda" else ()):
+    with seeded(0, "bench", device=device):
         x = torch.randn(shape, device=device, requires_grad=True)
         gradient = torch.randn_like(x)
         defaults = {name: defaults_of(HIDDEN_ACTIVATIONS[name].options) for name in names}

@@ -8,6 +8,7 @@ else it computes, which makes runs of different activations comparable in pairs.
 import functools
 import hashlib
 import importlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,16 +44,25 @@ def generator(seed: int, stream: str, *keys: object) -> "torch.Generator":
 
 
 @contextmanager
-def torch_seeded(seed: int, stream: str, *keys: object, devices: tuple[int, ...] = ()) -> Iterator[None]:
-    """Seeds torch's global generators, for library code that draws from them, and restores them afterwards.
+def seeded(seed: int, stream: str, *keys: object, device: "torch.device | None" = None) -> Iterator[None]:
+    """Seeds the global generators of torch, NumPy and Python, for libraries and plugins, and restores them afterwards.
 
-    devices: indices of the CUDA devices whose generators are seeded too.
+    device: its generator is seeded too, if it is a CUDA device.
     """
+    import numpy as np
     import torch
 
-    with torch.random.fork_rng(devices=devices):
-        derived = stream_seed(seed, stream, *keys)
-        torch.default_generator.manual_seed(derived)
-        for index in devices:
-            torch.cuda.default_generators[index].manual_seed(derived)
-        yield
+    derived = stream_seed(seed, stream, *keys)
+    devices = [device.index or 0] if device is not None and device.type == "cuda" else []
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.default_generator.manual_seed(derived)
+            for index in devices:
+                torch.cuda.default_generators[index].manual_seed(derived)
+            random.seed(derived)
+            np.random.seed(derived % 2**32)  # noqa: NPY002
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002

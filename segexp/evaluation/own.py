@@ -1,10 +1,11 @@
-"""Scores that a plugin computes for each image and class. numpy only."""
+"""Scores that a plugin computes for each image and class."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from segexp.data import seeded
 from segexp.errors import UsageError
 from segexp.records.scores import OWN, Score
 
@@ -26,7 +27,8 @@ def own_scores(
         for n, name in enumerate(names):
             p_F = [None] * masks_2NFHW.shape[2] if p_NFHW is None else p_NFHW[n]
             planes_F = zip(*masks_2NFHW[:, n], p_F, strict=True)
-            found[score.name].append([_value(score, name, a, b, valid_NHW[n], p) for a, b, p in planes_F])
+            with seeded(0, score.name, name):
+                found[score.name].append([_value(score, name, a, b, valid_NHW[n], p) for a, b, p in planes_F])
     return found
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from segexp.activations.head import Head, Prediction, mean_prediction
+from segexp.data import seeded
 from segexp.data.batches import ScoringBatch
 from segexp.evaluation import (
     EmptyPolicy,
@@ -97,8 +98,12 @@ def predict(
     device: torch.device,
     resolution: str,
     flips: Sequence[tuple[int, ...]] = ((),),
+    draws: bool = False,
 ) -> Iterator[Scored]:
     """Predictions batch by batch, without gradient; with several ``flips`` their mean probability.
+
+    draws: the network or the head may draw random numbers: the same for the same images, however often and in whatever
+    order they are predicted.
 
     resolution "native": padding is cut off, or the logits are resized (bilinear) to the image's own size, before the
     activation. "network": at the size of the network's input. On MPS, which has no float64, logits move to the CPU.
@@ -110,7 +115,8 @@ def predict(
     on_gpu = device.type == "cuda"  # on MPS, a copy that does not wait may be read too early
     for batch in batches:
         heed_interrupts()
-        with torch.inference_mode():
+        stream = seeded(0, "predict", *batch.indices, device=device) if draws else nullcontext()
+        with torch.inference_mode(), stream:
             images = batch.images_NCHW.to(device, non_blocking=on_gpu)
             several = [forward(images.flip(axes)).flip(axes).float() for axes in flips]
             if device.type == "mps":

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from segexp.activations.head import LearnedOptions
 from segexp.activations.hidden import make_hidden, measured_gain
-from segexp.data import torch_seeded
+from segexp.data import seeded
 from segexp.errors import UsageError, first_line, out_of_memory
 from segexp.models.architectures import (
     ARCHITECTURES,
@@ -102,7 +102,7 @@ def build_network(
     pretrained = "imagenet" if backbone.weights == "imagenet" else None
     common = {"encoder_name": name, "encoder_weights": pretrained, "in_channels": in_channels, "classes": out_channels}
     try:
-        with torch_seeded(seed, "init"), _hub_offline_when_unreachable(pretrained is not None):
+        with seeded(seed, "init"), _hub_offline_when_unreachable(pretrained is not None):
             network = entry.function(common, **options)
     except OSError as error:
         if pretrained is None:
@@ -189,7 +189,7 @@ def build_with_hidden(
     gain = None
     if name != "native":
         make = functools.partial(make_hidden, name, options)
-        with torch_seeded(seed, "hidden"):  # for activations whose parameters start at random
+        with seeded(seed, "hidden"):  # for activations whose parameters start at random
             gain = measured_gain(make())
             swap_hidden(network, name, make, options["scope"], in_channels, size, seen)
     built_for: Any = (in_channels, size)
@@ -319,7 +319,7 @@ def _logits_from(network: torch.nn.Module, seen: Trace, in_channels: int, size: 
         return ""
     tried = copy.deepcopy(network).eval()
     images_NCHW = torch.zeros(1, in_channels, size, size)
-    with torch.no_grad(), torch_seeded(0, "probe"):
+    with torch.no_grad(), seeded(0, "probe"):
         before = tried(images_NCHW)
         tried.get_parameter(f"{seen.last[0].layer}.bias").add_(1)
         shift = tried(images_NCHW) - before

@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from segexp.data import torch_seeded
+from segexp.data import seeded
 from segexp.models.architectures import MIN_BATCH
 
 Kind = Literal["replaced", "native", "function", "gate"]
@@ -125,7 +125,7 @@ def trace(network: torch.nn.Module, in_channels: int, size: int, *, training: bo
         watched = copy.deepcopy(network).to(device).train(training)
         images_NCHW = torch.zeros(MIN_BATCH, in_channels, size, size, device=device)
         watch = _Watch(watched, images_NCHW)
-        with torch_seeded(0, "probe"), torch.no_grad(), watch:
+        with seeded(0, "probe"), torch.no_grad(), watch:
             output = watched(images_NCHW)
         if not isinstance(output, torch.Tensor):
             raise TypeError(f"it returns {type(output).__name__}, not a tensor of logits (N, K, H, W)")

@@ -104,7 +104,8 @@ class Scorer:
         self.network.eval()
         forward = make_forward(self.network, self.device, config.trainer.precision)
         batches = self.batches(indices, keep=images == "val" and self.keeps("val"))
-        return predict(forward, self.head, batches, self.device, config.metrics.resolution, flips)
+        draws = bool(self.spec.plugins)
+        return predict(forward, self.head, batches, self.device, config.metrics.resolution, flips, draws)
 
 
 class InitialNetwork(NamedTuple):

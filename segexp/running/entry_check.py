@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from segexp.activations.hidden import HiddenActivation, make_hidden, measured_gain
-from segexp.data import torch_seeded
+from segexp.data import seeded
 from segexp.errors import UsageError, first_line, line_in
 from segexp.models.swap import audit, swap_hidden
 from segexp.registry import NOT_STATED, Option
@@ -54,7 +54,7 @@ def checked(checks: Checks, files: Collection[str] = ()) -> Iterator[Check]:
             if not (following := next(checks, None)):
                 return
             name, check = following
-            with torch_seeded(0, "check", name):
+            with seeded(0, "check", name):
                 result = Check(name, "ok", check())
         except NoteError as note:
             result = Check(name, "note", str(note))
@@ -211,7 +211,7 @@ def hidden(entry: HiddenActivation) -> Checks:
     options = defaults_of(entry.options)
 
     def new(dtype: torch.dtype = torch.float32, **site: int) -> torch.nn.Module:
-        with torch_seeded(0, "check"):  # for parameters that start at random
+        with seeded(0, "check"):  # for parameters that start at random
             return make_hidden(entry.name, options, **site).to(dtype).eval()
 
     def half() -> str:
@@ -407,7 +407,7 @@ def _swapped(
     images, wanted = torch.randn(2, 2, 8, 8), torch.randn(2, 1, 8, 8)
 
     def value() -> torch.Tensor:
-        with torch_seeded(0, "check"):  # for activations that draw in training
+        with seeded(0, "check"):  # for activations that draw in training
             return (network(images) - wanted).square().mean()
 
     check_falls(value, [p for p in network.parameters() if p.requires_grad])

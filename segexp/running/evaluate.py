@@ -22,6 +22,7 @@ import torch
 import segexp
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config, is_volatile, mode_of
+from segexp.config.canonical import plugins_of
 from segexp.data.batches import make_reader
 from segexp.data.check import SHARES, check_set, is_stored, same_scale, set_warnings
 from segexp.data.normalise import rule_of
@@ -219,6 +220,7 @@ def _evaluated_spec(
         config_id=record["config_id"],
         run_dir=run_dir,
         warnings=warnings,
+        plugins=plugins_of(config),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from segexp.activations.head import learned_options
 from segexp.config import mode_of
+from segexp.data import seeded
 from segexp.data.codings import innermost
 from segexp.data.image_set import ImageError
 from segexp.data.normalise import shown
@@ -78,7 +79,8 @@ def finalize(
         table: [row for split in ("val", "test") for row in getattr(scores[split], table)] for table in SCORE_TABLES
     }
     _write_scores(spec, summary, rows, record)
-    last = final_diagnostics(scorer, task, epoch)
+    with seeded(spec.config.seed, "diagnostics", device=scorer.device):
+        last = final_diagnostics(scorer, task, epoch)
     write_table(spec.run_dir / "diagnostics.csv", "diagnostics", [*state.diagnostics, *last], record)
     record["diagnostics"] = summarised(last)
     for warning in warnings_of(last):

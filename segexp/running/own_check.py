@@ -10,7 +10,7 @@ from segexp.activations.head import learn_options, learned_options, make_head
 from segexp.activations.hidden import make_hidden
 from segexp.activations.output import OUTPUT_ACTIVATIONS, logit_channels, own_params
 from segexp.config import Config, mode_of, params
-from segexp.data import torch_seeded
+from segexp.data import seeded
 from segexp.errors import UsageError, first_line
 from segexp.evaluation.own import try_score
 from segexp.losses import IGNORE, LOSSES, map_functions, maps_of, term_of
@@ -26,7 +26,7 @@ def check_own(config: Config, plugins: Mapping[str, Sequence[str]]) -> None:
         group, _, name = entry.partition("=")
         given = LOADED[plugin].given
         try:
-            with torch_seeded(0, "check", entry):
+            with seeded(0, "check", entry):
                 if check := _CHECKS.get(group):
                     check(config, name)
         except UsageError:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from segexp.activations.head import Head, learned_options
 from segexp.config import Config, params
-from segexp.data import torch_seeded
+from segexp.data import seeded
 from segexp.data.batches import Batch, batches_of, epoch_order
 from segexp.errors import DivergedError, UsageError
 from segexp.evaluation import dice_and_iou, micro_scores, primary_score
@@ -260,7 +260,8 @@ def train(
             bar.set_description(f"epoch {epoch}/{total}")
             train_row = train_epoch(config, task, state, epoch, bar)
             trained = time.perf_counter()
-            scores, predictions = task.validate()
+            with seeded(config.seed, "validation", epoch, device=task.device):
+                scores, predictions = task.validate()
             if scores.frac_nonfinite > 0:
                 raise DivergedError(f"logits on the validation images are not finite after epoch {epoch}")
             val_row = {"epoch": epoch, "split": "val", "step": state.step, "lr": train_row["lr"], "grad_norm": NAN}
@@ -317,8 +318,7 @@ def train_epoch(config: Config, task: Task, state: TrainingState, epoch: int, ba
     probes: list[ActivationProbe] = []
     lr = float(state.optimizer.param_groups[0]["lr"])
     task.network.train()
-    devices = (device.index or 0,) if device.type == "cuda" else ()
-    with torch_seeded(config.seed, "network", epoch, devices=devices):
+    with seeded(config.seed, "network", epoch, device=device):
         for position, batch in enumerate(task.batches(epoch, batch_indices)):
             heed_interrupts()
             images_NCHW, masks_NHW, maps = on_device(batch, device)

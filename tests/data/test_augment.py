@@ -8,7 +8,7 @@ import torch
 from torchvision.transforms import v2
 
 from segexp.data import augment as augmentation
-from segexp.data import torch_seeded
+from segexp.data import seeded
 from segexp.data.augment import ALPHA, Augment, displacement, make_augment, normal_field
 from segexp.data.image_set import AugmentConfig
 from segexp.losses import IGNORE
@@ -136,7 +136,7 @@ def test_affine_changes_have_the_distribution_of_torchvision() -> None:
     images, masks = image.expand(number, 1, 48, 48), torch.zeros(number, 48, 48, dtype=torch.uint8)
     seen, _ = augment_of(**options)(images, masks, 1, names, torch.clone)
     theirs = v2.RandomAffine(30, (0.1, 0.1), (0.8, 1.2), interpolation=v2.InterpolationMode.BILINEAR, fill=0.0)
-    with torch_seeded(0, "test"):
+    with seeded(0, "test"):
         expected = torch.stack([theirs(image) for _ in range(number)])
     mine, other = moments(seen), moments(expected)
     error = other[6:] / np.sqrt(number)  # of a mean; that of a standard deviation is smaller

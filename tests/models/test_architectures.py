@@ -225,13 +225,13 @@ def test_the_seed_draws_every_weight(name: str) -> None:
 def test_the_default_network_is_the_unet_of_the_library() -> None:
     import segmentation_models_pytorch as smp
 
-    from segexp.data import torch_seeded
+    from segexp.data import seeded
 
     entry = ARCHITECTURES["unet"]
     assert entry.defaults == {
         "encoder_depth": 5, "decoder_channels": [128, 64, 32, 24, 16], "decoder_attention_type": "none"
     }  # fmt: skip
-    with torch_seeded(3, "init"):
+    with seeded(3, "init"):
         plain = smp.Unet("resnet18", 5, None, decoder_channels=(128, 64, 32, 24, 16), in_channels=1, classes=1)
     ours = build_network("unet", entry.defaults, BackboneConfig("resnet18", None), 1, 1, 3)
     assert init_sha(ours) == init_sha(plain)

@@ -303,8 +303,9 @@ def _running(target: Any, what: str) -> Iterator[None]:
 
 @_decorator
 def optimizer(target: Any, /, *, name: str = "", **facts: Any) -> None:
-    """Registers an optimizer, a function (parameters, *, lr, options) -> torch.optim.Optimizer. Facts: ``name``,
-    ``formula``, ``source``."""
+    """Registers an optimizer, a function (parameters, *, lr, options) -> torch.optim.Optimizer.
+
+    parameters: a list of parameter groups, ``{"params": [...]}``. Facts: ``name``, ``formula``, ``source``."""
     if all(option.name != "lr" for option in options_of(target)):
         raise UsageError("an optimizer needs the option lr, a keyword-only float with a default")
     _add_optim(OPTIMIZERS, ("parameters",), target, name, facts)

@@ -34,7 +34,7 @@ from segexp.training import loop
 
 USES = """from typing import Annotated, Literal
 import torch
-from segexp.plugin import Range, architecture, dataset, hidden_activation, loss, output_activation, scheduler, score
+from segexp.plugin import *
 """
 OWN = [word for word in TINY if not word.startswith(("model.", "backbone."))]
 
@@ -557,6 +557,8 @@ def test_what_cannot_be_registered_is_refused_with_its_line(text: str, reason: s
     assert "\n" not in str(error.value)
 
 
+MINE_LR = "@optimizer\ndef mine(ps, *, lr: float = 0.1): "
+
 SQUARES = "    return p.logits_NKHW.square().mean()"
 
 NET_IN_PLACE = """
@@ -594,6 +596,11 @@ BAD = [
         "in place",
     ),
     ("model", NET_IN_PLACE, "in place"),
+    ("optimizer", f"{MINE_LR}return torch.optim.SGD([p for p in ps if p.requires_grad], lr)", "line 5: AttributeError"),
+    ("optimizer", f"{MINE_LR}return torch.optim.LBFGS(ps, lr)", "line 5: ValueError"),
+    ("optimizer", f"{MINE_LR}torch.optim.SGD(ps, lr)", "return a torch optimizer"),
+    ("scheduler", "@scheduler\ndef mine(o, n, e): torch.optim.lr_scheduler.StepLR(o, e)", "return a torch scheduler"),
+    ("scheduler", "@scheduler\ndef mine(o, n, e): return 1 / 0", "line 5: ZeroDivisionError"),
 ]
 
 
@@ -613,6 +620,12 @@ def test_a_loss_that_changes_only_the_masks_of_a_run_gets_copies(plugin: Any, tm
     plugin(f"{USES}@loss\ndef usual(p, y):\n{loss}{sly}")
     first, second = ((run(tmp_path, f"loss={name}") / "epochs.csv").read_bytes() for name in ("usual", "sly"))
     assert first == second
+
+
+def test_a_scheduler_is_tried_with_as_many_epochs_as_the_run_has(plugin: Any, tmp_path: Path) -> None:
+    body = "    assert n == 300 * e, n\n    return torch.optim.lr_scheduler.StepLR(o, e)"
+    plugin(f"{USES}@scheduler\ndef mine(o, n, e):\n{body}\n")
+    prepare(_config(tmp_path, "scheduler=mine", "trainer.epochs=300"))
 
 
 def test_an_error_within_a_run_names_the_line(plugin: Any, tmp_path: Path) -> None:

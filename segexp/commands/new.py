@@ -89,7 +89,8 @@ def {name}(*, number: Annotated[int, Range(12)] = 40):
 ''',
     "optimizer": '''
 import torch; POSITIVE, Range, optimizer
-# Keyword-only parameters are options: {use}.momentum=0.8. lr is one of them.
+# parameters: a list of parameter groups, {"params": [...]}, which torch's optimizers take as it is; with learned
+# activations two groups. Keyword-only parameters are options: {use}.momentum=0.8. lr is one of them.
 @optimizer(formula="gradient descent with momentum", source="my paper")
 def {name}(parameters, *, lr: Annotated[float, POSITIVE] = 1e-2, momentum: Annotated[float, Range(0, 1)] = 0.9):
     """My own optimizer."""

@@ -14,10 +14,12 @@ from segexp.data import seeded
 from segexp.errors import UsageError, first_line
 from segexp.evaluation.own import try_score
 from segexp.losses import IGNORE, LOSSES, map_functions, maps_of, term_of
+from segexp.optim import OPTIMIZERS, SCHEDULERS
 from segexp.records.scores import OWN_SCORES
 from segexp.registry.plugins import LOADED, in_plugin
 from segexp.running.entry_check import WrongError, line, same_shape, unchanged
 from segexp.running.head_check import called, value_of
+from segexp.running.part_check import eight_steps
 
 
 def check_own(config: Config, plugins: Mapping[str, Sequence[str]]) -> None:
@@ -100,7 +102,16 @@ def _loss(config: Config, name: str) -> None:
             continue  # a loss for data without such masks
 
 
+def _scheduler(config: Config, name: str) -> None:
+    """As in a run of epochs that are long enough for options that are numbers of steps."""
+    steps = (1000 * config.trainer.epochs, 1000)
+    eight_steps(SCHEDULERS[name], params(config.scheduler), steps)
+
+
 _CHECKS: dict[str, Callable[[Config, str], Any]] = {
     **{"hidden_activation": _hidden, "activation": _output, "loss": _loss},
     "metrics.scores": lambda config, name: try_score(OWN_SCORES[name]),
+    # Whether these options descend a parabola says nothing about the run.
+    "optimizer": lambda config, name: eight_steps(OPTIMIZERS[name], params(config.optimizer)),
+    "scheduler": _scheduler,
 }

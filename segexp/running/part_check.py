@@ -4,7 +4,7 @@ import contextlib
 import copy
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -114,35 +114,46 @@ def score(entry: Score) -> Checks:
     yield "direction", direction
 
 
+def eight_steps(
+    entry: Entry, options: Mapping[str, Any], scheduled: Sequence[int] = ()
+) -> tuple[list[float], list[float], Any]:
+    """Value and learning rate of each of eight steps of an optimizer, or of a scheduler, on a parabola, and what the
+    entry made. scheduled: total_steps and steps_per_epoch of a scheduler. Raises WrongError if that is no optimizer or
+    scheduler of torch."""
+    weights = [torch.nn.Parameter(torch.tensor([2.0, -1.0])), torch.nn.Parameter(torch.tensor([1.0]))]
+    # Learned parameters of activations are a group without weight decay.
+    groups: list[Any] = [{"params": weights[:1]}, {"params": weights[1:], "weight_decay": 0.0}]
+    moving: Any = torch.optim.SGD(groups, lr=0.1) if scheduled else entry.function(groups, **options)
+    made = entry.function(moving, *scheduled, **options) if scheduled else moving
+    needed = ("step", "state_dict", "load_state_dict", *([] if scheduled else ["zero_grad", "param_groups"]))
+    if lacking := [name for name in needed if not hasattr(made, name)]:
+        kind = "scheduler" if scheduled else "optimizer"
+        raise WrongError(f"returns {type(made).__name__}, which has no {lacking[0]}: return a torch {kind}")
+    rates, values = [], []
+    for step in range(8):
+        value = weights[0].square().sum() + weights[1].square().sum()
+        values.append(value.item())
+        rates.append(float(moving.param_groups[0]["lr"]))
+        moving.zero_grad()
+        value.backward()
+        moving.step()
+        if scheduled and entry.moves == "step":
+            made.step()
+        elif scheduled and step % 4 == 3:
+            made.step(0.5)
+    return values, rates, made
+
+
 def optimizer(entry: Entry, scheduled: bool = False) -> Checks:
     """Checks of an optimizer, or of a scheduler (scheduled) of eight steps."""
     options = defaults_of(entry.options)
 
-    def descended() -> tuple[list[float], Any]:
-        """The learning rate of each step on a parabola, and what the entry made."""
-        weights = [torch.nn.Parameter(torch.tensor([2.0, -1.0])), torch.nn.Parameter(torch.tensor([1.0]))]
-        # Learned parameters of activations are a group without weight decay.
-        groups: list[Any] = [{"params": weights[:1]}, {"params": weights[1:], "weight_decay": 0.0}]
-        moving: Any = torch.optim.SGD(groups, lr=0.1) if scheduled else entry.function(groups, **options)
-        made = entry.function(moving, 8, 4, **options) if scheduled else moving
-        rates, values = [], []
-        for step in range(8):
-            value = weights[0].square().sum() + weights[1].square().sum()
-            values.append(value.item())
-            rates.append(float(moving.param_groups[0]["lr"]))
-            moving.zero_grad()
-            value.backward()
-            moving.step()
-            if scheduled and entry.moves == "step":
-                made.step()
-            elif scheduled and step % 4 == 3:
-                made.step(0.5)
+    def steps() -> str:
+        (values, rates, made), (*_, fresh) = (
+            eight_steps(entry, options, (8, 4) if scheduled else ()) for _ in range(2)
+        )
         if not values[-1] < values[0] < math.inf or not all(0 <= rate < math.inf for rate in rates):
             raise WrongError(f"a parabola goes from {values[0]:.4g} to {values[-1]:.4g} with learning rates {rates}")
-        return rates, made
-
-    def steps() -> str:
-        (rates, made), (_, fresh) = descended(), descended()
         fresh.load_state_dict(copy.deepcopy(made.state_dict()))
         return f"learning rate {rates[0]:.3g} to {rates[-1]:.3g}; the state can be stored and restored"
 

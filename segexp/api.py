@@ -373,8 +373,10 @@ def run(overrides: Overrides = ()) -> dict[str, Any]:
 def load(run_dir: str | Path) -> torch.nn.Module:
     """A finished run's selected network with its normalisation and activation: images_NCHW -> probabilities_NKHW.
 
-    In eval mode, on the CPU. Images are uint8, uint16 or floating in [0, 1], of any height and width, at the scale of
-    the training images. K is 1 (two classes: the foreground), C - 1 (independent) or C (softmax). Raises UsageError.
+    In eval mode, on the CPU. Images are uint8, uint16 or floating in [0, 1], of any height and width, at the scale
+    of the training images; at their own size where ``dataset.normalise=image``, percentile or ct acts before
+    ``dataset.fit=resize``, which then resizes them as `segexp predict` does. K is 1 (two classes: the foreground),
+    C - 1 (independent) or C (softmax). Raises UsageError.
 
     >>> import segexp, tempfile, torch
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -390,7 +392,8 @@ def load(run_dir: str | Path) -> torch.nn.Module:
     folder = Path(run_dir)
     record = read_run(folder)
     config = recorded_config(folder, ["trainer.device=cpu"])
-    return ProbabilityModel(trained(folder, config, record, "cpu"), config)
+    sizes = (record.get("data") or {}).get("sizes") or {}
+    return ProbabilityModel(trained(folder, config, record, "cpu"), config, sizes)
 
 
 def confusion_counts(

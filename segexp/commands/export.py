@@ -8,8 +8,9 @@ from segexp.errors import DONE, FAILED
 
 EPILOG = """\
 onnx: ONNX Runtime; pt2: torch.export.load; safetensors: weights; smp: a folder for smp.from_pretrained.
-With --with-head images go in and probabilities come out, as with segexp.load; without it, normalised images go in and
-logits come out. The metadata describe both, classes, threshold, activations, and the licence of the data. The file is
+With --with-head images go in and probabilities come out; without it, normalised images go in and logits come out.
+Rules that measure each image at its own size (dataset.normalise=image, percentile) are in no file: the output says how
+to apply them. The metadata describe both, classes, threshold, activations, and the licence of the data. The file is
 compared with the run on its test images: above 1e-4 in probability it is not kept, exit code 1.
 
 examples:
@@ -42,5 +43,6 @@ def command(words: Sequence[str]) -> int:
         print(f"segexp: {error}")
         return FAILED
     print(f"{out}: {done['output']}; {done['sizes']}")
+    print(f"input: {done['input']}")
     print(f"checked on {done['checked_on']}: largest difference of a probability {done['difference']:.2g}")
     return DONE

@@ -64,6 +64,16 @@ def ruled(image_HWC: "np.ndarray", rule: Rule) -> "np.ndarray":
     return (scaled_HWC if rule.name == "image" else scaled_HWC.clip(0, 1)).astype(np.float32)
 
 
+def in_words(rule: Rule) -> str:
+    """What `ruled` computes of a channel x, for who applies a rule without segexp; "" for train."""
+    return {
+        "train": "",
+        "image": "(x - m) / s, m and s its mean and standard deviation (s = 1 if it is constant)",
+        "percentile": "(x - a) / (b - a) cut to [0, 1], a and b its 1st and 99th percentile (b - a = 1 if equal)",
+        "ct": f"(x - {rule.low:.9g}) / {rule.high - rule.low:.9g} cut to [0, 1]",
+    }[rule.name]
+
+
 def shown(image_HWC: "np.ndarray") -> "np.ndarray":
     """The image for the eye, in [0, 1]: integers by their full range, other values from their percentiles."""
     full = {"uint8": 255, "uint16": 65535}.get(image_HWC.dtype.name)

@@ -127,7 +127,7 @@ def predict(
             if resolution == "network" or tuple(several[0].shape[2:]) == (height, width):
                 prediction, target = network_prediction, network_target
             else:
-                prediction = mean([at_native_size(logits, batch) for logits in several])
+                prediction = mean([at_native_size(logits, (height, width), batch.padded) for logits in several])
                 target = batch.native_masks_NHW.to(several[0].device, non_blocking=on_gpu)
         # Outside the block: yielding inside it would leave autograd switched off in the caller.
         resized = tuple(target.shape[1:]) != (height, width) and not batch.padded
@@ -135,10 +135,10 @@ def predict(
         yield Scored(batch.indices, prediction, target, (network_prediction, network_target), pixel_size)
 
 
-def at_native_size(logits_NKHW: torch.Tensor, batch: ScoringBatch) -> torch.Tensor:
-    """The logits of a batch without its padding, or resized (bilinear) to the images' own size."""
-    height, width = batch.native_masks_NHW.shape[1:]
-    if batch.padded or tuple(logits_NKHW.shape[2:]) == (height, width):
+def at_native_size(logits_NKHW: torch.Tensor, size: Sequence[int], padded: bool) -> torch.Tensor:
+    """The logits without padding, or resized (bilinear), at the images' own height and width."""
+    height, width = size
+    if padded or tuple(logits_NKHW.shape[2:]) == (height, width):
         return logits_NKHW[:, :, :height, :width]
     return F.interpolate(logits_NKHW, (height, width), mode="bilinear")
 

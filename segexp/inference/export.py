@@ -10,30 +10,29 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout, suppress
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load, save
 
 from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.config import Config, params
 from segexp.config.compose import recorded_config
-from segexp.data.batches import InputGeometry, sample_of
+from segexp.data.batches import InputGeometry, Normalisation, sample_of, scoring_batches
 from segexp.data.image_set import Pair
-from segexp.data.normalise import PERCENTILES
+from segexp.data.normalise import AS_STORED, Rule, in_words
 from segexp.errors import UsageError, first_line
 from segexp.evaluation.pictures import fixed_choice
 from segexp.inference.published import DifferentError, placed, settings_of
-from segexp.models.architectures import ARCHITECTURES
+from segexp.models.architectures import ARCHITECTURES, min_size
 from segexp.records import flatten, read_run, text_rows
 from segexp.records.scores import class_label
 from segexp.running import opened
-from segexp.running.build import ProbabilityModel, Trained, trained, untrained
+from segexp.running.build import Trained, trained, untrained
 
 TOLERANCE = 1e-4
 """The largest difference of a probability with which a file is the run's network (float32)."""
@@ -45,7 +44,7 @@ Function = Callable[[torch.Tensor], torch.Tensor]  # images_NCHW -> the output o
 
 
 class Deployed(torch.nn.Module):
-    """The exported network: normalised images_NCHW -> logits_NKHW, or with its head the images of `own_images` ->
+    """The exported network: normalised images_NCHW -> logits_NKHW, or with its head the images of `input_of` ->
     probabilities_NKHW."""
 
     def __init__(self, run: Trained, with_head: bool) -> None:
@@ -55,22 +54,16 @@ class Deployed(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         run = self._run
-        return run.head(self.network(scaled(images, run))).values_NKHW if self._with_head else self.network(images)
+        return run.head(self.network(as_input(images, run))).values_NKHW if self._with_head else self.network(images)
 
 
-def scaled(images_NCHW: torch.Tensor, run: Trained) -> torch.Tensor:
-    """`segexp.data.normalise.ruled` as operations that a graph can hold, then mean and deviation."""
-    rule, exact = run.rule, images_NCHW.double()
-    if rule.name == "train":
+def as_input(images_NCHW: torch.Tensor, run: Trained) -> torch.Tensor:
+    """Images as the file with its head takes them -> the network's input. The rules image and percentile measure each
+    image at its own size, which a graph is not given: its user applies them, see `input_of`."""
+    if run.rule.name != "ct":
         return run.normalise(images_NCHW)
-    low, width = exact.new_tensor(rule.low), exact.new_tensor(rule.high - rule.low)
-    if rule.name == "image":
-        low, width = exact.mean((2, 3), keepdim=True), exact.std((2, 3), correction=0, keepdim=True)
-    elif rule.name == "percentile":
-        low, high = exact.flatten(2).quantile(exact.new_tensor(PERCENTILES) / 100, dim=2)[..., None, None]
-        width = high - low
-    unit = (exact - low) / width.where(width > 1e-12, 1.0)
-    return run.normalise((unit if rule.name == "image" else unit.clamp(0, 1)).float())
+    low, high = run.rule.low, run.rule.high
+    return run.normalise(((images_NCHW.double() - low) / (high - low)).clamp(0, 1).float())
 
 
 def facts_of(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,22 +114,25 @@ def export(run_dir: Path, form: str, with_head: bool, path: Path) -> dict[str, A
     run, facts = trained(run_dir, config, record, "cpu"), facts_of(config, record)
     run.network.to(memory_format=torch.contiguous_format)  # the order in which files hold weights
     plain = OUTPUT_ACTIVATIONS[config.activation.name].log_odds is None
-    values = "stored values" if is_stored(run) else "values in [0, 1] (8 bit / 255, 16 bit / 65535)"
-    values += "" if with_head else f", dataset.normalise={config.dataset.normalise}, then (x - mean) / std per channel"
-    facts["input"] = f"float32 (N, {run.channels}, H, W), {values}; objects at the scale of the training images"
+    size, architecture = facts["input_size"], ARCHITECTURES[config.model.name]
+    least = min_size(architecture, params(config.model), config.backbone.name)
+    least = -(-least // facts["divisor"]) * facts["divisor"]
+    facts["input"] = input_of(run, config, size, with_head)
     facts["output"] = ("values" if plain else "probabilities") if with_head else "logits"
-    images, checked_on = own_images(run_dir, config, run, facts["input_size"])
-    own, largest = ProbabilityModel(run, config), 0.0
+    (images, checked_on), largest = own_images(run_dir, config, run, size), 0.0
     with placed(path) as made, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters use what torch deprecates
-        expected = [own(image) for image in images]  # before tracing, as plugins measure F in their first call
+        # As `segexp predict` computes them. Before tracing, as plugins measure F in their first call.
+        inputs = [run.normalise(fitted(image_HWC, run.rule, config, size)) for image_HWC in images]
+        expected = [run.head(run.network(image)).values_NKHW for image in inputs]
         if form in ("safetensors", "smp"):
-            facts["sizes"] = f"sides in multiples of {facts['divisor']} px"
+            facts["sizes"] = sides_of(facts["divisor"], least)
             read = _write_weights(made, form, run.network, facts, untrained(config, run.channels, record))
         else:
-            read = _write_graph(made, form, Deployed(run, with_head), facts, run.channels)
-        for image, of_run in zip(images, expected, strict=True):
-            found = read(image) if with_head else run.head(read(scaled(image, run))).values_NKHW
+            read = _write_graph(made, form, Deployed(run, with_head), facts, run.channels, least)
+        for image_HWC, of_run in zip(images, expected, strict=True):
+            out = read(given(image_HWC, run, config, size, with_head))
+            found = out if with_head else run.head(out).values_NKHW
             difference = float((found - of_run).abs().max())
             largest = max(largest, math.inf if math.isnan(difference) else difference)
         if largest > TOLERANCE:
@@ -145,8 +141,41 @@ def export(run_dir: Path, form: str, with_head: bool, path: Path) -> dict[str, A
     return facts | {"difference": largest, "checked_on": checked_on}
 
 
-def own_images(run_dir: Path, config: Config, run: Trained, size: int) -> tuple[list[torch.Tensor], str]:
-    """Images (1, C, size, size) and what they are: float32 in [0, 1], or stored values if the run was trained on them.
+def input_of(run: Trained, config: Config, size: int, with_head: bool) -> str:
+    """What must be done with an image before it is given to a written file."""
+    shares = not run.stored and run.rule == AS_STORED
+    values = "values in [0, 1] (8 bit / 255, 16 bit / 65535)" if shares else "stored values"
+    if run.rule.name == "ct" and with_head:
+        values += f", cut to {run.rule.low:.9g} to {run.rule.high:.9g} before any resizing"
+    elif run.rule != AS_STORED:
+        at = "each channel of each image, before any resizing or padding"
+        values += f", scaled by dataset.normalise={config.dataset.normalise} ({at}: {in_words(run.rule)})"
+    fit = "objects at the scale of the training images, padded at the right and bottom with edge values"
+    if config.dataset.fit == "resize":
+        fit = f"resized to {size} x {size} px (bilinear, antialiased)"
+    standard = "" if with_head else "; then (x - mean) / std per channel"
+    return f"float32 (N, {run.channels}, H, W), {values}; {fit}{standard}"
+
+
+def given(image_HWC: np.ndarray, run: Trained, config: Config, size: int, with_head: bool) -> torch.Tensor:
+    """(1, C, size, size): an image at its own size, prepared as `input_of` says."""
+    if run.rule.name == "ct" and with_head:
+        return fitted(image_HWC.astype(np.float32).clip(run.rule.low, run.rule.high), AS_STORED, config, size)
+    image_NCHW = fitted(image_HWC, run.rule, config, size)
+    return image_NCHW if with_head else run.normalise(image_NCHW)
+
+
+def fitted(image_HWC: np.ndarray, rule: Rule, config: Config, size: int) -> torch.Tensor:
+    """(1, C, size, size): an image at its own size, scaled by the rule and then resized or padded as for a score."""
+    fit, sizes_12 = InputGeometry(config.dataset.fit, size, size, rule), np.array([image_HWC.shape[:2]])
+    sample = sample_of(Pair(image_HWC, np.zeros(image_HWC.shape[:2], np.uint8)), fit)
+    unchanged = Normalisation((0.0,) * image_HWC.shape[2], (1.0,) * image_HWC.shape[2])
+    (batch,) = scoring_batches(lambda _: sample, fit, unchanged, [0], sizes_12, 1)
+    return batch.images_NCHW
+
+
+def own_images(run_dir: Path, config: Config, run: Trained, size: int) -> tuple[list[np.ndarray], str]:
+    """Images (H, W, C) at their own size, with ``fit=pad`` at most size x size of each, and what they are.
 
     Test images of the run where its data can be read, else the pictures that it kept, else random numbers.
     """
@@ -163,19 +192,14 @@ def own_images(run_dir: Path, config: Config, run: Trained, size: int) -> tuple[
         chosen = fixed_choice(image_set.image_ids, [i for i, name in enumerate(image_set.image_ids) if name in test])
         read = [image_set.read(i).image_HWC for i in chosen]
         found, what = (read, f"{len(read)} test images of the run") if read else (found, what)
-    images, fit = [], InputGeometry(config.dataset.fit, size, 1)
-    for image_HWC in found:
-        stored_HWC = image_HWC.astype(np.float32) if is_stored(run) else image_HWC
-        image = sample_of(Pair(stored_HWC, np.zeros(image_HWC.shape[:2], np.uint8)), fit).image_CHW[
-            None, :, :size, :size
-        ]
-        images.append(F.pad(image, (0, size - image.shape[3], 0, size - image.shape[2]), mode="replicate"))
-    return images, what
+    if config.dataset.fit == "pad":
+        found = [image_HWC[:size, :size] for image_HWC in found]
+    return [image_HWC.astype(np.float32) if run.stored else image_HWC for image_HWC in found], what
 
 
-def is_stored(run: Trained) -> bool:
-    """Whether a network with its head takes stored values: a rule is for these."""
-    return run.stored or run.rule.name != "train"
+def sides_of(divisor: int, least: int) -> str:
+    """Which sides of an image a network takes, in pixels."""
+    return f"sides in multiples of {divisor} px" + (f" from {least} px" if least > divisor else "")
 
 
 def _write_weights(
@@ -201,30 +225,37 @@ def _write_weights(
     return again.eval()
 
 
-def _write_graph(path: Path, form: str, network: torch.nn.Module, facts: dict[str, Any], channels: int) -> Function:
-    """onnx or pt2, with as many dynamic sizes as the network allows, noted in facts; returns what was read back."""
+def _write_graph(
+    path: Path, form: str, network: torch.nn.Module, facts: dict[str, Any], channels: int, least: int
+) -> Function:
+    """onnx or pt2, with as many dynamic sizes as the network allows, noted in facts; returns what was read back.
+
+    least: the smallest side of the network's images."""
     if form == "onnx" and "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
         raise UsageError(f"--format onnx needs a newer torch than {torch.__version__}: use --format pt2")
     size, divisor = facts["input_size"], facts["divisor"]
     batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
-    sides = f"any batch; sides in multiples of {divisor} px"
     fixed = f"fixed at {size} x {size} px, because this network has no dynamic sides in {form}"
-    attempts: list[tuple[tuple[int, int, int], dict[int, Any], str]] = [
-        # Sides that differ from each other and from the run's, so that nothing is traced as equal.
-        ((2, size + divisor, size + 2 * divisor), {0: batch, 2: divisor * height, 3: divisor * width}, sides),
-        ((2, size, size), {0: batch}, f"any batch; {fixed}"),
-        ((1, size, size), {}, f"one image at a time; {fixed}"),
+    # Sides that differ from each other and from the run's, so that nothing is traced as equal.
+    sides: Any = ((2, size + divisor, size + 2 * divisor), {0: batch, 2: divisor * height, 3: divisor * width})
+    attempts: list[tuple[tuple[int, int, int], dict[int, Any], str, int]] = [
+        (*sides, f"any batch; {sides_of(divisor, least)}", least),
+        (*sides, f"any batch; {sides_of(divisor, least + divisor)}", least + divisor),
+        ((2, size, size), {0: batch}, f"any batch; {fixed}", size),
+        ((1, size, size), {}, f"one image at a time; {fixed}", size),
     ]
-    for (n, h, w), dynamic, words in attempts:
+    for (n, h, w), dynamic, words, smallest in attempts:
         facts["sizes"] = words
         try:
             images = (torch.zeros(n, channels, h, w),)
-            program = torch.export.export(network, images, dynamic_shapes=(dynamic,), strict=False)
+            with _from_one_pixel() if words == attempts[0][2] else nullcontext():
+                program = torch.export.export(network, images, dynamic_shapes=(dynamic,), strict=False)
             for module in program.graph_module.modules():
                 for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
                     node.meta.pop("stack_trace", None)  # paths of this machine
             read = (_write_onnx if form == "onnx" else _write_pt2)(path, program, facts)
-            read(torch.zeros(1, channels, size, size))  # a graph may hold a size that the trace did not see
+            for side in {smallest, size}:  # a graph may hold a size that the trace did not see
+                read(torch.zeros(1, channels, side, side))
         except ImportError:
             raise UsageError("--format onnx needs ONNX: pip install 'segexp[onnx]', or use --format pt2") from None
         except OSError:
@@ -239,6 +270,15 @@ def _write_graph(path: Path, form: str, network: torch.nn.Module, facts: dict[st
     raise UsageError(
         f"{form} cannot hold this network ({failure}): use --format {'pt2' * (form == 'onnx') or 'safetensors'}"
     )
+
+
+def _from_one_pixel() -> AbstractContextManager[Any]:
+    """Within it torch.export, where torch has the option, no longer assumes more than one pixel a side everywhere: the
+    deepest features of an image of one divisor have one."""
+    from torch.fx.experimental import _config
+
+    options: Any = _config
+    return options.patch(backed_size_oblivious=True) if hasattr(options, "backed_size_oblivious") else nullcontext()
 
 
 def _write_pt2(path: Path, program: torch.export.ExportedProgram, facts: Mapping[str, Any]) -> Function:

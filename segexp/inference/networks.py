@@ -99,7 +99,7 @@ class Networks:
         (batch,) = scoring_batches(lambda _: sample, self.geometry, run.normalise, [0], sizes_12, 1)
         with torch.inference_mode():
             logits = forward(batch.images_NCHW.to(run.device).flip(axes)).flip(axes).float().cpu()
-            return at_native_size(logits, batch)[0]
+            return at_native_size(logits, window_HWC.shape[:2], batch.padded)[0]
 
     def lacks_memory(self, pixels: int) -> float:
         """Bytes that an image of this size may take on the CPU where less is free, else 0.

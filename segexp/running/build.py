@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -27,15 +29,25 @@ from segexp.data.batches import (
     make_reader,
     resident,
     same_masks,
+    sample_of,
     scoring_batches,
     scoring_maps,
     training_batches,
     training_statistics,
 )
-from segexp.data.image_set import ImageSet
-from segexp.data.normalise import AS_STORED, Rule, rule_of, ruled
+from segexp.data.image_set import ImageSet, Pair
+from segexp.data.normalise import AS_STORED, Rule, rule_of
 from segexp.errors import UsageError
-from segexp.evaluation.predict import EpochScores, LossOf, Scored, Units, epoch_scores, make_forward, predict
+from segexp.evaluation.predict import (
+    EpochScores,
+    LossOf,
+    Scored,
+    Units,
+    at_native_size,
+    epoch_scores,
+    make_forward,
+    predict,
+)
 from segexp.evaluation.score import Conventions
 from segexp.losses import LOSSES, Maps, map_functions, maps_of
 from segexp.models.architectures import ARCHITECTURES, BackboneConfig, check_size, common_size
@@ -404,17 +416,25 @@ class ProbabilityModel(torch.nn.Module):
 
     Images are uint8, uint16, or floating in [0, 1], at the scale of the run's training images; stored values where the
     run was trained on them (signed or floating files), or ``dataset.normalise`` scales each image. They are padded to
-    the network's divisor, and the padding is cut off again. Always in eval mode. Raises ValueError for other images,
-    TypeError for other objects.
+    the network's divisor, and the padding is cut off again. Where ``dataset.normalise`` (image, percentile, ct) acts
+    before ``dataset.fit=resize``, images have their own size: they are scaled and resized, and the logits resized back,
+    as by `segexp predict`. Always in eval mode. Raises ValueError for other images, TypeError for other objects.
+
+    own_sizes: of the run's images as "WIDTHxHEIGHT", to warn of images that were resized too early.
     """
 
-    def __init__(self, run: Trained, config: Config) -> None:
+    def __init__(self, run: Trained, config: Config, own_sizes: Collection[str] = ()) -> None:
         super().__init__()
         self.network = run.network
         self._head, self._normalise, self._channels = run.head, run.normalise, run.channels
-        self._rule, self._stored = run.rule, run.stored
+        self._stored = run.stored
         self._model = (config.model.name, params(config.model), config.backbone.name)
-        self._divisor = ARCHITECTURES[config.model.name].divisor.of(params(config.model))
+        divisor = ARCHITECTURES[config.model.name].divisor.of(params(config.model))
+        # Under dataset.normalise=train the caller resizes: images of any size at the scale of the training images.
+        how = "pad" if run.rule == AS_STORED else config.dataset.fit
+        self._fit = InputGeometry(how, side := config.dataset.image_size or 0, divisor, run.rule)
+        known = {f"{side}x{side}", "others"} & set(own_sizes)
+        self._resizes_others = how == "resize" and bool(own_sizes) and not known
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -425,27 +445,35 @@ class ProbabilityModel(torch.nn.Module):
             raise TypeError(f"images are {type(images_NCHW).__name__}, not a torch tensor (N, {self._channels}, H, W)")
         if images_NCHW.dim() != 4 or images_NCHW.shape[1] != self._channels:
             raise ValueError(f"images {tuple(images_NCHW.shape)} must be (N, {self._channels}, H, W)")
-        if self._rule.name != "train":
+        height, width = images_NCHW.shape[2:]
+        if self._fit.rule != AS_STORED:
+            side = self._fit.size
+            if self._resizes_others and (height, width) == (side, side):
+                what = f"images of {side} x {side} px, a size that no image of the run had: dataset.normalise="
+                cure = "give images at their own size, which are then resized as by `segexp predict`"
+                warnings.warn(f"{what}{self._fit.rule.name} acts before resizing: {cure}", stacklevel=4)
             images_HWC = (image.permute(1, 2, 0).cpu().numpy() for image in images_NCHW)
-            scaled = [torch.from_numpy(ruled(image_HWC, self._rule)).permute(2, 0, 1) for image_HWC in images_HWC]
-            return self._probabilities(torch.stack(scaled).to(images_NCHW.device))
+            mask_HW = np.zeros((height, width), np.uint8)
+            fitted = [sample_of(Pair(image_HWC, mask_HW), self._fit).image_CHW for image_HWC in images_HWC]
+            return self._probabilities(torch.stack(fitted).to(images_NCHW.device), (height, width))
         if self._stored:
             if images_NCHW.dtype in (torch.uint8, torch.uint16):
                 raise ValueError(f"images of {images_NCHW.dtype}: the run was trained on stored values of other files")
-            return self._probabilities(images_NCHW.float())
+            return self._probabilities(images_NCHW.float(), (height, width))
         depth = {torch.uint8: 255, torch.uint16: 65535}.get(images_NCHW.dtype)
         if depth is None and not images_NCHW.is_floating_point():
             raise ValueError(f"images of {images_NCHW.dtype} are neither uint8, uint16 nor floating in [0, 1]")
         unit = images_NCHW.float() / (depth or 1)
         if depth is None and not bool(((unit >= 0) & (unit <= 1)).all()):
             raise ValueError("floating images must lie in [0, 1]")
-        return self._probabilities(unit)
+        return self._probabilities(unit, (height, width))
 
-    def _probabilities(self, unit: torch.Tensor) -> torch.Tensor:
+    def _probabilities(self, unit: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         height, width = unit.shape[2:]
-        below, right = -height % self._divisor, -width % self._divisor
+        below, right = -height % self._fit.divisor, -width % self._fit.divisor
         check_size(*self._model, min(height + below, width + right), "images of")
         # Replicated edges, as in training and scoring.
         padded = F.pad(self._normalise(unit), (0, right, 0, below), mode="replicate")
-        values: torch.Tensor = self._head(self.network(padded)[:, :, :height, :width]).values_NKHW
+        logits_NKHW = at_native_size(self.network(padded), size, self._fit.how == "pad")
+        values: torch.Tensor = self._head(logits_NKHW).values_NKHW
         return values

@@ -182,7 +182,7 @@ def round_trip(parts: dict[str, torch.nn.Module], form: str, folder: Path) -> di
     torch.manual_seed(0)
     network = Beside(parts.values()).eval()
     facts = {"input_size": 16, "divisor": 8, "output": "probabilities"}
-    read = module._write_graph(folder / f"network.{form}", form, network, facts, 1)
+    read = module._write_graph(folder / f"network.{form}", form, network, facts, 1, 8)
     assert facts["sizes"] == "any batch; sides in multiples of 8 px"
     images = 4 * torch.rand(3, 1, 24, 40, generator=torch.Generator().manual_seed(1)) - 2
     with torch.no_grad():
@@ -229,7 +229,7 @@ def test_a_network_whose_onnx_graph_would_hold_a_size_is_fixed_to_one_and_says_s
     words = ["model=pspnet", "backbone=resnet18", "dataset.image_size=32", "model.encoder_depth=3"]
     network, facts = segexp.build_model(words).eval(), {"input_size": 32, "divisor": 8, "output": "logits"}
     with torch.no_grad():
-        read = module._write_graph(tmp_path / "network.onnx", "onnx", network, facts, 1)
+        read = module._write_graph(tmp_path / "network.onnx", "onnx", network, facts, 1, 8)
         images = torch.rand(2, 1, 32, 32)
         torch.testing.assert_close(read(images), network(images), atol=1e-4, rtol=1e-4)
     assert str(facts["sizes"]).startswith("any batch; fixed at 32 x 32 px")

@@ -1,6 +1,7 @@
 """`segexp export`: what comes out of a written file is what the run's own network computes."""
 
 import json
+import warnings
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load
 from tiny import TINY, tiny_run, write_pairs
@@ -119,8 +121,10 @@ def test_pt2_with_its_head_takes_images_of_any_batch_and_size_as_load_does(run_d
     assert done["difference"] < 1e-6
     assert "test images of the run" in done["checked_on"]
     facts, own = metadata_of(path), segexp.load(run_dir)
-    images = torch.rand(3, 1, 40, 24)
-    assert torch.equal(torch.export.load(path).module()(images), own(images))
+    assert facts["sizes"] == "any batch; sides in multiples of 8 px"
+    for height, width in ((40, 24), (8, 24), (24, 8), (8, 8)):  # also of one divisor
+        images = torch.rand(3, 1, height, width)
+        assert torch.equal(torch.export.load(path).module()(images), own(images))
     assert (facts["output"], facts["divisor"], facts["activation.name"]) == ("probabilities", 8, "normal_cdf")
     assert facts["identity"] == json.loads((run_dir / "run.json").read_text())["identity"]
     assert str(run_dir.parent) not in json.dumps(facts)
@@ -236,17 +240,76 @@ def test_a_network_whose_onnx_graph_would_hold_a_size_is_fixed_to_one_and_says_s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["image", "percentile", "ct(20,180)"])
-def test_rules_of_normalisation_are_inside_the_exported_head(rule: str, tmp_path: Path):
+def test_a_network_with_a_larger_smallest_image_says_so(tmp_path: Path):
+    """Nothing is claimed of sizes that the file refuses: without a network's smallest size, and with one."""
+
+    class Halved(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            torch._check(images.shape[2] > 8)
+            return 2 * images
+
+    facts = {"input_size": 32, "divisor": 8, "output": "logits"}
+    module._write_graph(tmp_path / "a.pt2", "pt2", Halved(), facts, 1, 8)
+    assert facts["sizes"] == "any batch; sides in multiples of 8 px from 16 px"
+    module._write_graph(tmp_path / "b.pt2", "pt2", Halved(), facts, 1, 24)
+    assert facts["sizes"] == "any batch; sides in multiples of 8 px from 24 px"
+
+
+def by_hand(stored_HWC: np.ndarray, rule: str, size: tuple[int, int], fit: str) -> torch.Tensor:
+    """(1, C, H, W): what the metadata ask of the user, in NumPy and Pillow."""
+    if rule == "image":
+        scaled_HWC = (stored_HWC - stored_HWC.mean((0, 1))) / stored_HWC.std((0, 1))
+    elif rule == "percentile":
+        low, high = np.percentile(stored_HWC, [1, 99], axis=(0, 1))
+        scaled_HWC = ((stored_HWC - low) / (high - low)).clip(0, 1)
+    else:
+        scaled_HWC = stored_HWC.clip(50, 120)
+    if fit == "pad":
+        below, right = (side - n for side, n in zip(size, stored_HWC.shape, strict=False))
+        scaled_HWC = np.pad(scaled_HWC, ((0, below), (0, right), (0, 0)), "edge")
+    channels = [Image.fromarray(channel_HW.astype(np.float32)) for channel_HW in scaled_HWC.transpose(2, 0, 1)]
+    resized = [np.asarray(channel.resize(size[::-1], Image.Resampling.BILINEAR)) for channel in channels]
+    return torch.from_numpy(np.stack(resized)[None])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fit", ["pad", "resize"])
+@pytest.mark.parametrize("rule", ["image", "percentile", "ct(50,120)"])
+def test_rules_act_at_an_images_own_size_in_load_and_before_a_file_is_used(rule: str, fit: str, tmp_path: Path):
     photographs(tmp_path / "data")
-    words = [word for word in TINY if not word.startswith("dataset.number")]
-    words += ["dataset=folder", f"dataset.root={tmp_path / 'data'}", f"dataset.normalise='{rule}'", "dataset.fit=pad"]
-    words += ["dataset.mask_threshold=127", "hidden_activation=prelu", "activation=learned_tail"]
+    words = [word for word in TINY if not word.startswith(("dataset.number", "dataset.image_size"))]
+    words += ["dataset=folder", f"dataset.root={tmp_path / 'data'}", f"dataset.normalise='{rule}'"]
+    words += [f"dataset.fit={fit}", f"dataset.image_size={48 if fit == 'pad' else 16}"]
+    words += ["dataset.mask_threshold=127", "hidden_activation=prelu"]
+    words += ["activation=learned_tail"] if fit == "pad" else []
     run_dir = Path(segexp.run([*words, f"outputs={tmp_path}"])["run_dir"])
+    # An image of another size, whose sides need padding: its masks are those of predict.
+    stored_HW = np.random.default_rng(3).integers(0, 256, (43, 37)).astype(np.uint8)
+    Image.fromarray(stored_HW).save(tmp_path / "new.png")
+    words = ["predict", str(run_dir), str(tmp_path / "new.png"), "-o", str(tmp_path / "p"), "--probabilities"]
+    assert cli.main(words) == 0
+    expected_HW = np.load(tmp_path / "p" / "new_probabilities.npz")["probabilities"]
+    own = segexp.load(run_dir)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = own(torch.from_numpy(stored_HW)[None, None])
+        own(torch.zeros(1, 1, 40, 40))  # the size of the run's images
+    if fit == "resize":
+        with pytest.warns(UserWarning, match=r"16 x 16 px.*own size"):
+            own(torch.zeros(1, 1, 16, 16))
+    np.testing.assert_allclose(loaded[0, 0], expected_HW.reshape(43, 37), atol=1e-6)
+    size = (48, 40) if fit == "pad" else (16, 16)
     for form in ("pt2", "onnx") if find_spec("onnxscript") else ("pt2",):
-        done = export(run_dir, form, True, tmp_path / f"network.{form}")
+        path = tmp_path / f"network.{form}"
+        done = export(run_dir, form, True, path)
         assert done["difference"] < 1e-4
         assert "test images of the run" in done["checked_on"]
+        assert "before any resizing" in metadata_of(path)["input"]
+        read = session_of(path) if form == "onnx" else torch.export.load(path).module()
+        p = read(by_hand(stored_HW[..., None].astype(float), rule, size, fit)).detach().double()
+        if fit == "resize":  # the logits back to the image's own size
+            p = torch.nn.functional.interpolate(p.logit(), (43, 37), mode="bilinear").sigmoid()
+        np.testing.assert_allclose(p[0, 0, :43, :37], expected_HW.reshape(43, 37), atol=1e-4)
     with pytest.raises(UsageError, match="ReLU in place of prelu"):
         export(run_dir, "smp", False, tmp_path / "folder")
     (tmp_path / "data").rename(tmp_path / "gone")

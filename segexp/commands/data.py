@@ -203,18 +203,23 @@ def _export(options: Any) -> int:
     for folder in ("images", "masks"):
         (new / folder).mkdir(parents=True)
     rows = [["id", "image", "mask", *["group"] * any(groups), *["split"] * bool(parts)]]
+    binary, ignores = found.num_classes == 2, False
     for name, group, pair in zip(ids, groups, map(found.read, range(len(ids))), strict=True):
         png = found.channels in (1, 3) and pair.image_HWC.dtype == np.uint8
         stem, image = name.replace("/", "_"), pair.image_HWC[..., 0] if found.channels == 1 else pair.image_HWC
         files = f"images/{stem}.{'png' if png else 'npy'}", f"masks/{stem}.png"
         Image.fromarray(image).save(new / files[0]) if png else np.save(new / files[0], image)
-        grey_HW = np.where(pair.mask_HW == IGNORE, 127, 255 * pair.mask_HW) if found.num_classes == 2 else pair.mask_HW
+        grey_HW = np.where(pair.mask_HW == IGNORE, 127, 255 * pair.mask_HW) if binary else pair.mask_HW
+        ignores |= bool((pair.mask_HW == IGNORE).any())
         Image.fromarray(grey_HW.astype(np.uint8)).save(new / files[1])
         rows.append([name, *files, *[group or name] * any(groups), *[parts.get(name, "")] * bool(parts)])
     with (new / "manifest.csv").open("w", newline="", encoding="utf-8") as table:
         csv.writer(table).writerows(rows)
     new.rename(options.out)
-    print(f"{len(ids)} images and masks of {found.num_classes} classes: dataset=manifest dataset.root={options.out}")
+    words = ["dataset=manifest", f"dataset.root={options.out}"]
+    words += [] if binary else ["dataset.mask_coding=index", f"dataset.num_classes={found.num_classes}"]
+    words += [f"dataset.ignore_index={127 if binary else IGNORE}"] * ignores
+    print(f"{len(ids)} images and masks of {found.num_classes} classes: {' '.join(words)}")
     return DONE
 
 

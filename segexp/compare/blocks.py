@@ -233,9 +233,9 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
     conditions = [c for c in varying if c in varies and not _is_free(c)]
     of_machine = [c for c in map(column_of, ("trainer.format", "trainer.precision")) if c in conditions]
     separate = {key_of(c): Counter(run.row.get(c, "") for run in runs) for c in of_machine}
-    if any(len({run.numerics for run in here}) > 1 for here in together.values()):
+    if any(len({run.numerics for run in here} - {0}) > 1 for here in together.values()):
         conditions.append("numerics")
-        separate["numerics"] = Counter(f"version {run.numerics}" for run in runs)
+        separate["numerics"] = Counter(f"version {run.numerics}" for run in runs if run.numerics)
     for what, counts in separate.items():
         shown = ", ".join(f"{pluralize(n, 'run')} of {value}" for value, n in sorted(counts.items()))
         warnings.append(f"runs of different {what} are not compared with each other: {shown}")
@@ -313,8 +313,11 @@ def _placed(
     blocks: dict[tuple[str, ...], BlockRuns] = {}
     repeated = []
     for of_data, here in sorted(together.items()):
+        newest = max(run.numerics for run in here)  # what runs that have not begun will have
         for run in here:
-            values = {c: str(run.numerics) if c == "numerics" else run.row.get(c, "") for c in conditions}
+            values = {c: run.row.get(c, "") for c in conditions}
+            if "numerics" in values:
+                values["numerics"] = str(run.numerics or newest)
             if run.row.get(_TUNED) and not by_rate:
                 values[_RATE] = TUNED
             shown = {key_of(c): value or "none" for c, value in values.items()}

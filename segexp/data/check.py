@@ -131,6 +131,8 @@ def inspect_pairs(
     """
     from concurrent.futures import ThreadPoolExecutor  # not for `list` and completion
 
+    import scipy.fft
+    import scipy.ndimage  # noqa: F401 - before the threads: scipy fails where two import it at once
     from tqdm import tqdm
 
     if not image_set.image_ids:
@@ -366,6 +368,10 @@ def check_split(image_set: ImageSet, facts: PairFacts, split: dict[str, list[int
     for name, indices in split.items():
         pixels_C = facts.class_pixels_NC[indices].sum(axis=0)
         if pixels_C[first:].sum() == 0:
+            if len(nowhere) == image_set.num_classes - first:
+                raise UsageError(
+                    f"no mask of {image_set.location} has a foreground pixel: check the masks and dataset.mask_coding"
+                )
             raise UsageError(
                 f"the {name} split ({len(indices)} images of {image_set.location}) has no foreground pixel, so it "
                 "cannot be used for training or scoring; change split.seed, split.fractions or the split files"

@@ -138,8 +138,9 @@ def _class_lines(record: Mapping[str, Any]) -> list[str]:
             lines.append(f"and {left_out} more; the rarest:")
         name = f" ({record['class_names'][c]})" if record["class_names"] else ""
         shares = ", ".join(f"{_percent(of_C[c])} {part}" for part, of_C in record["class_shares"].items())
-        gone = f"; {record['objects_gone'][c]} of {pluralize(record['objects'][c], 'object')} vanish at image_size"
-        lines.append(f"class {c}{name}: {shares} of the pixels" + gone * bool(record["objects_gone"][c]))
+        gone = f"{record['objects_gone'][c]} of {pluralize(record['objects'][c], 'object')} vanish at image_size"
+        parts = [f"{shares} of the pixels"] * bool(shares) + [gone] * bool(record["objects_gone"][c])
+        lines += [f"class {c}{name}: {'; '.join(parts)}"] * bool(parts)
     if record["empty_masks"]:
         lines.append(f"{pluralize(record['empty_masks'], 'mask')} without foreground")
     return lines

@@ -72,7 +72,9 @@ def facts_of(config: Config, record: Mapping[str, Any]) -> dict[str, Any]:
     normalisation: mean and std per channel after ``dataset.normalise``; stored: of stored values, else of values in
     [0, 1]. threshold_tuned: a probability, or a value of `identity`; None under softmax. learned: options of the head.
     """
-    flat, tuned = flatten(config), record["summary"].get("threshold_tuned")
+    augment = {key: value for key, value in record["config"].items() if key.startswith("augment.")}
+    # `recorded_config` leaves the augmentation out, and gives options that are newer than the run.
+    flat, tuned = flatten(config) | augment, record["summary"].get("threshold_tuned")
     if tuned is not None:  # recorded as evidence
         tuned = tuned + 0.5 if config.activation.name == "identity" else 0.5 + 0.5 * math.tanh(tuned / 2)
     return {

@@ -74,7 +74,9 @@ def _of_study(path: Path, arm: Mapping[str, str]) -> tuple[list[Run], list[str]]
     arms = arrange(where_these(done, arm), None)
     if len(arms.blocks) > 1:
         titles = dict.fromkeys(", ".join([b.dataset, *map("=".join, b.conditions.items())]) for b in arms.blocks)
-        raise UsageError(f"{path} has several conditions ({'; '.join(titles)}): name one with --arm KEY=VALUE")
+        files = dict.fromkeys(run.row["config_tuned"] for run in done if run.row.get("config_tuned"))
+        tuned = "".join(f", tuned rates with --arm tuned={file}" for file in files)
+        raise UsageError(f"{path} has several conditions ({'; '.join(titles)}): name one with --arm KEY=VALUE{tuned}")
     runs = {levels: [*of.scored.values()] for levels, of in arms.blocks[0].arms.items() if of.scored}
     means = {levels: fmean(run.number("val_dice") for run in of) for levels, of in runs.items()}
     first, *others = sorted(means, key=lambda levels: _defined_first(means[levels]), reverse=True)

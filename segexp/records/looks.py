@@ -76,9 +76,10 @@ def _added(looks: Sequence[dict[str, Any]], now: dict[str, list[int]]) -> list[s
         if more:
             arm, seeds = next(iter(more.items()))
             before = pluralize(len(one["seeds"][arm]), "seed")
+            others = f" (and of {pluralize(len(more) - 1, 'other arm')})" if len(more) > 1 else ""
             return [
-                f"{pluralize(len(seeds), 'seed')} of {arm} added since these runs were compared with {before} on "
-                f"{one['date'][:10]}: testing again after each added seed gives a false verdict in 12 % (5 to 10 "
+                f"{pluralize(len(seeds), 'seed')} of {arm}{others} added since these runs were compared with {before} "
+                f"on {one['date'][:10]}: testing again after each added seed gives a false verdict in 12 % (5 to 10 "
                 "seeds) to 16 % (5 to 20) of studies where nothing differs; fix the number of seeds before the first "
                 "look"
             ]

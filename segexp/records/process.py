@@ -389,7 +389,7 @@ def set_wait(wait: str, threads: int | None, n_runs: int = 1) -> str:
     busy, line = load / n_cores > BUSY_LOAD, f"load average {load:.1f} on {pluralize(n_cores, 'usable core')}"
     busy = busy and _others_run()
     if waits() or "torch" in sys.modules:
-        line += f"; idle threads wait as set before ({waits() or 'default of OpenMP'})"
+        line += f"; idle threads wait as set when the command began ({waits() or 'default of OpenMP'})"
     else:
         name, variables = _WAITS["passive" if wait == "auto" and busy else wait]
         os.environ.update(variables)

@@ -144,8 +144,8 @@ class Run:
 
     @property
     def numerics(self) -> int:
-        """The version of the numbers that made it (`segexp.records.NUMERICS`)."""
-        return int(self.row.get("numerics") or 1)
+        """The version of the numbers that made it (`segexp.records.NUMERICS`), 0 where it has no record yet."""
+        return int(self.row.get("numerics") or self.state not in ("not begun", "unreadable"))
 
     def number(self, column: str) -> float:
         """A cell of ``row`` as a number, NaN where it is empty, missing or not finite. Raises UsageError for text."""

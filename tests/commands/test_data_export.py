@@ -67,6 +67,19 @@ def test_parts_groups_and_ignored_pixels_are_kept(tmp_path: Path) -> None:
     assert np.array_equal(after.read(0).mask_HW, np.where(mask == IGNORED, 255, mask == 255))
 
 
+def test_the_printed_words_read_the_exported_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+    mask = np.arange(72, dtype=np.uint8).reshape(9, 8) % 4
+    for n in range(4):
+        Image.fromarray(60 * mask).save(tmp_path / "in" / "images" / f"{n}.png")
+        Image.fromarray(np.where(mask == 3, 9, mask)).save(tmp_path / "in" / "masks" / f"{n}.png")
+    words = [f"dataset.root={tmp_path / 'in'}", "dataset.mask_coding=index", "dataset.num_classes=3"]
+    assert cli.main(["data", "export", "folder", *words, "dataset.ignore_index=9", "-o", str(tmp_path / "out")]) == 0
+    after = image_set(*capsys.readouterr().out.partition(": ")[2].split())
+    assert np.array_equal(after.read(0).mask_HW, np.where(mask == 3, 255, mask))
+
+
 def test_no_folder_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine").mkdir()
     for words in ([], ["-o", str(tmp_path / "mine")]):

@@ -1,6 +1,7 @@
 """What is read for a comparison, and what is said of all that cannot be: nothing is dropped in silence."""
 
 import csv
+import functools
 import hashlib
 import itertools
 import json
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fabricated import sealed
+from fabricated import make_plan, sealed
 from made_scores import N_GT, drawn, edit_record, make_arm, make_pair, make_run, only
 from messages import mentions, one_mentions
 from timing import bare_reading
@@ -411,6 +412,25 @@ def test_collected_tables_that_are_none(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(UsageError, match=r"no runs.csv"):
         load([tmp_path / "notes.txt"])
+
+
+def test_runs_that_have_not_begun_are_of_the_numbers_of_the_others(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.02, numerics=2)
+    gone = tmp_path / "study" / "run-arctan4"
+    plan = make_plan(tmp_path / "study", "arctan4")
+    config: dict[str, Any] = {}
+    for key, value in json.loads((gone / "run.json").read_text())["config"].items():
+        *groups, name = key.split(".")
+        functools.reduce(lambda tree, group: tree.setdefault(group, {}), groups, config)[name] = value
+    content = json.loads(plan.read_text())
+    content["runs"][0]["config"] = config
+    plan.write_text(json.dumps(content))
+    shutil.rmtree(gone)
+    result = compare([tmp_path / "study"])
+    (block,) = result.blocks
+    assert not block.conditions
+    assert {arm.arm: arm.n_unfinished for arm in block.ranking} == {"arctan": 1, "sigmoid": 0}
+    assert not [warning for warning in result.warnings if "numerics" in warning]
 
 
 def test_runs_of_different_numerics_are_never_paired(tmp_path: Path):

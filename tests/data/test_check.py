@@ -5,6 +5,7 @@ import importlib
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -227,3 +228,29 @@ def test_sizes_of_pixels_and_groups_of_volumes_have_one_reading() -> None:
 def test_names_that_are_not_utf8_are_shown_escaped() -> None:
     with pytest.raises(UsageError, match=r"l\\udce4sion"):
         check_pairs(dataclasses.replace(image_set([pair()]), image_ids=("l\udce4sion",)))
+
+
+def test_a_set_without_any_foreground_is_said_to_be_that() -> None:
+    empty = image_set([pair(value=0)] * 4)
+    with pytest.raises(UsageError, match=r"no mask of here .*mask_coding"):
+        check_split(empty, check_pairs(empty), {"train": [0, 1], "val": [2], "test": [3]})
+
+
+def test_scipy_is_imported_before_the_threads() -> None:
+    """Where two threads import it at once it fails, now and then."""
+    code = """
+import concurrent.futures, sys
+from unittest import mock
+from segexp.config.compose import compose, hydra_session
+from segexp.running import opened
+with hydra_session() as extra:
+    image_set = opened(compose(["dataset=lesions", "dataset.number=4"], extra))
+def pool(*arguments):
+    print({"scipy.fft", "scipy.ndimage"} <= sys.modules.keys())
+    return mock.MagicMock()
+with mock.patch.object(concurrent.futures, "ThreadPoolExecutor", pool):
+    from segexp.data.check import inspect_pairs
+    inspect_pairs(image_set)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout.split() == ["True"], result.stderr

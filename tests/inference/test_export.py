@@ -23,6 +23,7 @@ from segexp.activations.output import OUTPUT_ACTIVATIONS
 from segexp.errors import UsageError
 from segexp.inference import export as module
 from segexp.inference.export import METADATA, export
+from segexp.records import read_run
 
 Captured = pytest.CaptureFixture[str]
 
@@ -58,6 +59,9 @@ def test_safetensors_hold_the_weights_and_all_facts(run_dir: Path, tmp_path: Pat
     normalisation = json.loads((run_dir / "run.json").read_text())["normalisation"]
     assert facts["normalisation"]["mean"] == normalisation["mean"]
     assert 0 < facts["threshold_tuned"] < 1
+    recorded = {k: v for k, v in read_run(run_dir)["config"].items() if k.startswith("augment.")}
+    assert recorded["augment.name"] != "none"
+    assert {key: facts[key] for key in recorded} == recorded
     before = path.read_bytes()
     # The same again changes nothing; another file of this name stays.
     assert cli.main(["export", str(run_dir), "--format", "safetensors", "-o", str(path)]) == 0

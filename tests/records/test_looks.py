@@ -31,7 +31,7 @@ def test_seeds_added_after_a_look_are_recognised(tmp_path: Path):
     assert list(look["seeds"].values()) == [[0, 1, 2, 3, 4]] * 2
     add_seeds(study, 3)
     for _ in range(2):
-        assert one_mentions(added(study), "3 seeds", "5 seeds", look["date"][:10])
+        assert one_mentions(added(study), "3 seeds", "1 other arm", "5 seeds", look["date"][:10])
     assert len(json.loads((study / FILE).read_text())) == 2
 
 

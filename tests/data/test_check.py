@@ -244,7 +244,7 @@ from unittest import mock
 from segexp.config.compose import compose, hydra_session
 from segexp.running import opened
 with hydra_session() as extra:
-    image_set = opened(compose(["dataset=lesions", "dataset.number=4"], extra))
+    image_set = opened(compose(["dataset=lesions", "dataset.number=4"], extra))[0]
 def pool(*arguments):
     print({"scipy.fft", "scipy.ndimage"} <= sys.modules.keys())
     return mock.MagicMock()

@@ -68,7 +68,9 @@ def _claim(output: str, path: Path, owners: dict[str, Path]) -> None:
     """Note that an image is written to ``output``. Raises UsageError where another one is."""
     other = owners.setdefault(output.casefold(), path)  # some file systems do not tell X from x
     if os.path.abspath(other) != os.path.abspath(path):
-        cure = "name the folder that holds both, rename one, or use two folders"
+        cure = "rename one, or name the files to predict"
+        if other.parent != path.parent:
+            cure = "name the folder that holds both, rename one, or use two folders"
         raise UsageError(f"{other} and {path} would both be written to {output}: {cure}")
 
 

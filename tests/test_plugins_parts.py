@@ -17,7 +17,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from tiny import TINY, tables
+from messages import mentions
+from tiny import TINY, tables, tiny_config
 
 import segexp
 from segexp.activations.hidden import make_hidden
@@ -620,6 +621,17 @@ def test_a_loss_that_changes_only_the_masks_of_a_run_gets_copies(plugin: Any, tm
     plugin(f"{USES}@loss\ndef usual(p, y):\n{loss}{sly}")
     first, second = ((run(tmp_path, f"loss={name}") / "epochs.csv").read_bytes() for name in ("usual", "sly"))
     assert first == second
+
+
+def test_a_loss_that_fails_on_masks_that_the_data_may_lack_is_warned_of(
+    plugin: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plugin(f"{USES}@loss\ndef picky(p, y):\n    assert (y == 1).any()\n    return p.logits_NKHW.square().mean()\n")
+    prepare(tiny_config(tmp_path, "loss=picky"))
+    assert [mentions(text, "loss=picky", "AssertionError") for text in caplog.messages if "picky" in text] == [
+        True,
+        True,
+    ]
 
 
 def test_a_scheduler_is_tried_with_as_many_epochs_as_the_run_has(plugin: Any, tmp_path: Path) -> None:

@@ -313,7 +313,7 @@ def _placed(
     blocks: dict[tuple[str, ...], BlockRuns] = {}
     repeated = []
     for of_data, here in sorted(together.items()):
-        newest = max(run.numerics for run in here)  # what runs that have not begun will have
+        newest = max(run.numerics for run in here)  # what pending runs will have
         for run in here:
             values = {c: run.row.get(c, "") for c in conditions}
             if "numerics" in values:

@@ -1,5 +1,6 @@
 """The first calls of a plugin's entries that a run uses, on small tensors: a mistake is found before training."""
 
+import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from segexp.registry.plugins import LOADED, in_plugin
 from segexp.running.entry_check import WrongError, line, same_shape, unchanged
 from segexp.running.head_check import called, value_of
 from segexp.running.part_check import eight_steps
+
+log = logging.getLogger("segexp")
 
 
 def check_own(config: Config, plugins: Mapping[str, Sequence[str]]) -> None:
@@ -93,13 +96,17 @@ def _loss(config: Config, name: str) -> None:
     if not value.isfinite():
         raise WrongError("is not finite for small logits")
     # It may change its input only where there are ignored pixels, or no foreground.
-    for masks in (target.masked_fill(target == 0, IGNORE), torch.full_like(target, IGNORE), torch.zeros_like(target)):
+    for what, masks in (
+        ("with ignored pixels", target.masked_fill(target == 0, IGNORE)),
+        ("of ignored pixels alone", torch.full_like(target, IGNORE)),
+        ("without foreground", torch.zeros_like(target)),
+    ):
         try:
             value_for(masks)
         except WrongError:
             raise
-        except Exception:
-            continue  # a loss for data without such masks
+        except Exception as error:  # the data of the run may have no such masks
+            log.warning("loss=%s fails on masks %s: %s: %s", name, what, type(error).__name__, first_line(error))
 
 
 def _scheduler(config: Config, name: str) -> None:

@@ -17,19 +17,19 @@ SHORT = {
     "overrides": 30,
     "images": 10,
     "checkpoints": 8,
-    "entrances": 30,
-    "kills": 15,
-    "disk": 12,
-    "chaos": 2,
+    "entrances": 15,
+    "kills": 12,
+    "disk": 6,
+    "chaos": 1,
     "together": 3,
-    "readers": 40,
+    "readers": 20,
     "store": 7,
     "edits": 12,
     "plugins": 30,
     "decide": 3,
-    "trackers": 8,
+    "trackers": 4,
 }
-"""Class -> cases that take about a minute."""
+"""Class -> cases that take less than a minute."""
 
 
 @pytest.fixture(autouse=True)

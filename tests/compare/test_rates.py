@@ -42,14 +42,14 @@ def test_a_rate_fails_where_chance_does_not_explain_it(rates: ModuleType):
     ("normal scores", r"(3|5) seeds, 20 images|(4|5) seeds, 100 images", 150),
     ("other variances", r"\((0|1), 1, 1\): (4|5) seeds, 200 images", 200),
     ("power", "", 150),
-    ("other scores", "2.5 degrees.*, 100 images|ties.*, 30|empty masks, 30|rare.* 30|, grouped", 150),
+    ("other scores", "2.5 degrees.*, 100 images|ties.*, 30|empty masks, 30|rare.* 30|, grouped", 100),
     ("training sets", "5 folds, [15]", 150),
     ("real learners", "", 200),
     ("rare failures", "", 200),
     ("equivalence", "5 seeds, 100 images", 150),
     ("equivalence and rare failures", "^20 images", 150),
-    ("several answers", "data sets|3 scores", 200),
-    ("coverage", "", 200),
+    ("several answers", "data sets|3 scores", 120),
+    ("coverage", "", 120),
 ])  # fmt: skip
 def test_rates_are_as_required(rates: ModuleType, table: str, which: str, repetitions: int):
     settings = [made for made in rates.TABLES[table]() if re.search(which, made.name)]

@@ -349,13 +349,13 @@ def _sign(claim: Claim) -> int:
 
 
 def _with_outcome(result: ClaimResult, holds: bool, ranked: bool, n_tested: int) -> ClaimResult:
-    """The result with outcome, reason and what would decide it. holds, ranked: of its `_test`; n_tested: results of its
-    kind over which p_holm is adjusted."""
+    """The result with outcome, reason and what would decide it. holds: of its `_test`; ranked: whether results over
+    data sets are tested by signed ranks; n_tested: results of its kind over which p_holm is adjusted."""
     claim, interval, found = result.claim, result.interval, result.found
     if interval.p == 1 and interval.se == 0:
         outcome = SUPPORTED if claim.relation == "equivalent" else REFUTED
         return dataclasses.replace(result, outcome=outcome, reason="every score is the same in both arms")
-    side = SUPPORTED if holds else REFUTED
+    side, ranked = SUPPORTED if holds else REFUTED, ranked and isinstance(found, OverDatasets)
     if result.p_holm < ALPHA:
         return dataclasses.replace(result, outcome=side, reason=_reason(claim, holds, ranked))
     if math.isnan(result.p):

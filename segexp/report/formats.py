@@ -384,12 +384,12 @@ def images_csv(result: Result) -> str:
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The cells of a CSV row: nothing for NaN, "infinite", and clean text."""
+    """The cells of a CSV row: nothing for NaN, inf, which pandas and R read as a number, and clean text."""
 
     def cell(value: Any) -> Any:
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return ""
-        return "infinite" if value == math.inf else clean(value) if isinstance(value, str) else value
+        return clean(value) if isinstance(value, str) else value
 
     return {key: cell(value) for key, value in row.items()}
 

@@ -469,6 +469,7 @@ def _design(block: Block, metric: Metric, name: str) -> Table:
     )
     if any(found.n_splits for found in block.comparisons):
         columns.insert(2, ("splits", NUMBER, _parts))
+    if any(found.method.resampled for found in block.comparisons):
         columns += _floors(metric)
         note += f" {_FLOOR_NOTE}"
     return _table(f"{name}-design", "What this design can find", columns, block.comparisons, note, block.title)

@@ -486,6 +486,7 @@ def test_a_claim_without_a_data_set_is_evaluated_over_all_of_them() -> None:
     assert first.p_holm == first.p
     assert entry["warnings"] == ["few"]
     assert [r.where for r in others] == ["d0, loss=dice", "d1, loss=dice"]
+    assert ["signed ranks" in r.reason for r in (first, *others)] == [True, False, False]
     assert "8 data sets" in claims_text([first]).replace("\n  ", " ")
     named = evaluate_claims([made(dataset="d1")], lambda **_: found)
     assert [r.where for r in named] == ["d1, loss=dice"]

@@ -337,6 +337,15 @@ def test_several_splits_say_what_they_cannot_separate() -> None:
     assert parts == [["2.00"], ["\u2013"], ["3.00"], ["\u2013"]]
 
 
+def test_the_split_floor_is_printed_where_folds_alone_are_tested() -> None:
+    folds = replace(of_splits(), method=Method.OVER_FOLDS, n_splits=0, n_folds=5, n_seeds=1)
+    _, design, _ = comparisons(block_of(folds), DICE, "all")
+    assert column(design, "seeds") == ["1 seed x 5 folds"]
+    assert column(design, "split floor, difference (points)") == ["1.20"]
+    assert "split floor: " in design.note
+    assert "splits" not in titles(design)
+
+
 def test_cross_validation_has_verdicts_for_new_training_sets() -> None:
     over_folds = replace(
         of_splits(verdict=Verdict.INCONCLUSIVE), method=Method.OVER_FOLDS, n_splits=0, n_folds=5, p_holm=0.3
@@ -472,7 +481,7 @@ def test_csv_has_the_deciding_interval_and_all_warnings() -> None:
     usual, welch, folds, nothing = records(comparisons_csv(make_result(blocks=(block,))))
     assert float(usual["se"]) == float(folds["se"]) == 0.004
     assert (float(welch["se"]), welch["scope"]) == (0.002, Method.UNPAIRED.scope)
-    assert (welch["warnings"], welch["dropped"], welch["seeds_needed_high"]) == ("few; unpaired", "seed 3", "infinite")
+    assert (welch["warnings"], welch["dropped"], welch["seeds_needed_high"]) == ("few; unpaired", "seed 3", "inf")
     assert welch["warnings_of_block"] == "one; two"
     assert (folds["n_seeds"], folds["n_folds"], folds["method"]) == ("1", "5", Method.OVER_FOLDS)
     assert (nothing["mean"], nothing["p"]) == ("", "")

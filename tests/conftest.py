@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 """Before torch is loaded, here and in the processes that tests start: threads that spin while they wait would take the
 cores of the tests beside them."""
+os.environ.pop("COLUMNS", None)  # that of the workers, to which `segexp compare` would fit its text
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,6 +6,7 @@
 import dataclasses
 import json
 import math
+import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,7 +19,8 @@ from segexp.records.formatting import csv_table, markdown_table, pairs, pluraliz
 from segexp.report import tables
 from segexp.report.tables import NUMBER, TEXT, VERDICT, Table, clean, folders_of, last_name, notes_of, only_names
 
-WIDTH = 150
+WIDTH = max(60, min(150, shutil.get_terminal_size((150, 24)).columns))
+"""Of lines for the terminal: that of the terminal, between 60 and 150, which files get."""
 
 VERSIONS = ("segexp", "numpy", "scipy")
 """Packages whose versions `as_text` prints, because the numbers depend on them. JSON has all."""
@@ -41,7 +43,8 @@ def as_text(result: Result, answers: Answers) -> str:
         notes = notes_of(block)
         lines += ["", *_warned(notes)] if notes else []
         if block.comparisons and reading:
-            lines += ["", "How to read this", *(f"  {line}" for line in reading)]
+            folded = [textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="    ") for line in reading]
+            lines += ["", "How to read this", *folded]
             reading = ()
         lines += _each_note_once(details, explained)
         for table, answer in of_answers:
@@ -53,7 +56,8 @@ def as_text(result: Result, answers: Answers) -> str:
         lines += ["", *text(table, WIDTH)]
     rope = f"within {amount(result.metric, result.metric.rope, signed=False)}"
     rope = "not defined for this metric (--rope)" if math.isnan(result.metric.rope) else rope
-    lines += ["", f"{pluralize(result.n_runs, 'run')} read; negligible: {rope}; empty masks: {empty_masks(result)}"]
+    read = f"{pluralize(result.n_runs, 'run')} read; negligible: {rope}; empty masks: {empty_masks(result)}"
+    lines += ["", *textwrap.wrap(read, WIDTH)]
     versions = result.provenance.get("compared with", {})
     shown = [f"{name} {versions[name]}" for name in VERSIONS if name in versions]
     lines += [f"compared with {', '.join(shown)}"] if shown else []

@@ -5,7 +5,10 @@ import functools
 import io
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -545,6 +548,16 @@ def test_text_ends_with_the_versions_that_decide_the_numbers() -> None:
     for told in ("not adjusted", "before Holm", "test images", "no number", "In detail", "arctan against sigmoid"):
         assert told in text
     assert max(map(len, text.splitlines())) <= 150
+
+
+@pytest.mark.parametrize(("columns", "width"), [("80", 80), ("20", 60), ("400", 150), ("", 150)])
+def test_text_is_as_wide_as_the_terminal(columns: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", "from segexp.report.formats import WIDTH; print(WIDTH)"]
+    found = subprocess.run(command, env={**os.environ, "COLUMNS": columns}, capture_output=True, text=True, check=True)
+    assert int(found.stdout) == width
+    monkeypatch.setattr("segexp.report.formats.WIDTH", width)
+    sentences = [line for line in as_text(two_blocks(), []).splitlines() if not re.search(r"\S  | {5}", line)]
+    assert max(map(len, sentences)) <= width
 
 
 def test_json_tells_the_infinite_from_the_unknown() -> None:

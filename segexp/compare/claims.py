@@ -275,6 +275,8 @@ def _compared(claim: Claim, compare: Callable[..., Result], where: Mapping[str, 
 
 def _of_arms(claim: Claim, result: Result) -> Iterator[ClaimResult]:
     """What a result holds of the claim's arms, both with a score, on its data set; over data sets first."""
+    # In the unit of these runs: pixels, or mm.
+    claim = dataclasses.replace(claim, metric=dataclasses.replace(claim.metric, unit=result.metric.unit))
     for over in result.over_datasets if not claim.dataset else ():
         if _is_about(claim, over, result.blocks):
             parts = [pluralize(len(over.differences), "data set"), pairs(over.conditions, ", ")]

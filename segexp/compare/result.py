@@ -213,7 +213,8 @@ class Comparison:
     variances are estimates; infinite where no number does, NaN where unknown; image_floor: the smallest difference
     found by infinitely many seeds on as many images, NaN where images add no variance; split_floor: by infinitely many
     splits of as many images; split_floor_se: their standard error. wins: seeds won by the candidate (ties half);
-    wins_low, wins_high: exact 95 % interval of their share. effect_size: mean over sd of the seeds' differences.
+    wins_low, wins_high: exact 95 % interval of their share, NaN for folds and splits, because these share images.
+    effect_size: mean over sd of the seeds' differences.
     seed_correlation: between the seeds' means of both arms. variance: components split, seed, image, residual.
     skewness: of the images' mean differences; influence: the result without the most influential image and seed.
     dropped: what was left out. new_training_sets: in cross-validation the test over folds, whose verdict is about new

@@ -491,7 +491,7 @@ def _details(block: Block, metric: Metric, name: str) -> Table:
         ("df", NUMBER, lambda found: number(round(found.deciding.df, 1))),
         (fmt.in_unit(metric, "standard error"), NUMBER, lambda found: fmt.score(metric, found.deciding.se)),
         (f"{paired} won", NUMBER, _won),
-        *([] if block.sequential else [("95 % of their share", NUMBER, _share_won)]),
+        *([] if block.sequential or paired == "splits" else [("95 % of their share", NUMBER, _share_won)]),
         ("effect size", NUMBER, lambda found: fmt.signed(found.effect_size)),
         (f"correlation of {paired}", NUMBER, lambda found: fmt.signed(found.seed_correlation)),
         *_components(block, metric),

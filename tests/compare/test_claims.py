@@ -277,6 +277,13 @@ def test_identical_arms_and_too_few_seeds() -> None:
     assert "3 seeds" in found.to_decide
 
 
+def test_distances_are_in_the_unit_of_the_runs() -> None:
+    in_mm = replace(METRICS["hd95"], unit="mm")
+    found = result(block("lesions", comparison(interval(-2.0, 1.0))), metric=in_mm)
+    results = evaluate_claims([made(metric="hd95", margin=1.5)], lambda **_: found)
+    assert mentions(claims_text(results), "difference -2.00 mm", "a gain of 1.50 mm")
+
+
 # What would decide
 def of_differences(differences_KN: np.ndarray, **changes: Any) -> Comparison:
     found = two_way(differences_KN)

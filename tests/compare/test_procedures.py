@@ -288,6 +288,10 @@ def test_splits_are_pooled_into_one_answer(tmp_path: Path, n_splits: int, n_seed
     assert found.split_floor_se == pytest.approx(means_J.std(ddof=1) * math.sqrt(share))
     assert found.split_floor == pytest.approx(2.8 * found.split_floor_se, rel=0.01)
     assert math.isnan(found.test_set.mean)
+    # Splits share images: as if they were independent, an interval of the share won would be too narrow.
+    assert found.wins == (means_J > 0).sum()
+    assert math.isnan(found.wins_low)
+    assert math.isnan(found.wins_high)
     assert set(found.variance) == {"split", "seed", "image", "residual"}
     assert math.isnan(found.variance["seed"]) == (n_seeds == 1)
     assert mentions(found.warnings[0], f"{n_splits} splits", "images")

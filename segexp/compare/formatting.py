@@ -199,12 +199,12 @@ def _across_data_sets(found: Sequence[OverDatasets], metric: Metric, name: bool)
             f"across {pluralize(n, 'data set')} no candidate differs significantly from its reference in "
             f"{metric.title} ({pluralize(len(found), 'comparison')})"
         ]
-    few = "" if across_alone(found) else f", exploratory: fewer than {ENOUGH_DATASETS} data sets"
+    few = f", exploratory: fewer than {ENOUGH_DATASETS} data sets"
     return [
         f"across {len(f.differences)} data sets {f.candidate} is "
         f"{'better' if (f.interval.mean > 0) == metric.higher_is_better else 'worse'} than {f.reference} in "
         f"{metric.title}: {amount(metric, f.interval.mean)} (95 % interval {limits(metric, f.interval)}, Holm-adjusted "
-        f"{_p(f.p_holm)}, {f.method}{few})"
+        f"{_p(f.p_holm)}, {f.method}{few * (len(f.differences) < ENOUGH_DATASETS)})"
         for f in clear
     ]
 

@@ -321,7 +321,10 @@ def of_datasets(found: Sequence[OverDatasets], ranks: Ranks | None, metric: Metr
     if ranks is not None and len(ranks.ranks) > 1:
         values = [f"{arm} {rank:.2g}" for arm, rank in ranks.ranks.items()]
         alt = f"Critical-difference diagram of mean ranks, 1 is best: {_listed(values)}"
-        caption = "Mean ranks over data sets, 1 is best. A bar joins arms that do not differ significantly."
+        caption = (
+            "Mean ranks over data sets, 1 is best. A bar joins arms that do not differ significantly: Wilcoxon's p of "
+            "every two arms, Holm-adjusted over all pairs and apart from the other tables."
+        )
         tips = [Tip(rank, 0, f"{arm}: mean rank {rank:.3g}") for arm, rank in ranks.ranks.items()]
         drawn.append(Drawing("datasets-ranks", alt, caption, partial(drawing.draw_ranks, ranks), tuple(tips)))
     return drawn

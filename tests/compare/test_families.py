@@ -80,6 +80,16 @@ def test_from_six_data_sets_on_the_headline_is_the_result_across_them(tmp_path: 
     assert not any(mentions(result.headline, f"on {name}") for name in "abcdef")
 
 
+def test_a_candidate_on_few_of_many_data_sets_is_exploratory(tmp_path: Path):
+    for n, name in enumerate("abcdef"):
+        make_arms(tmp_path / "s", [0.02, 0.03][: 1 + (n < 3)], name, rng=n)
+    headline = compare([tmp_path]).headline
+    _, few, many = headline.split("cross ")
+    assert mentions(many, "6 data sets candidate0 is better")
+    assert mentions(few, "3 data sets candidate1 is better")
+    assert ["exploratory: fewer than 6 data sets" in told for told in (many, few)] == [False, True]
+
+
 # Metrics
 def test_metrics_of_one_call_are_one_family(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     make_arms(tmp_path / "s", [0.004, 0.02], n_images=30)

@@ -29,11 +29,12 @@ def compared(pair: tuple[Levels, Levels], block: BlockRuns, arms: Arms, scorer: 
 
 
 def _at_look(one: Comparison, runs: Sequence[Collection[Run]]) -> Comparison:
-    """The comparison with the intervals of its look, and none for the seeds won, where its study is sequential."""
+    """The comparison with the intervals of its look, where its study is sequential; no interval of the seeds won and no
+    detectable difference, which are those of a single look at 5 %."""
     influence = tuple(replace(of, interval=adjusted(of.interval, *runs)) for of in one.influence)
     overall, test_set = adjusted(one.overall, *runs), adjusted(one.test_set, *runs)
     if overall.share < 1:
-        one = replace(one, wins_low=stats.NAN, wins_high=stats.NAN)
+        one = replace(one, wins_low=stats.NAN, wins_high=stats.NAN, minimum_detectable=stats.NAN)
     return replace(one, overall=overall, test_set=test_set, influence=influence)
 
 

@@ -448,31 +448,34 @@ def _design(block: Block, metric: Metric, name: str) -> Table:
         ("seeds", NUMBER, lambda found: seeds(found.n_seeds, found.n_folds) if found.n_seeds else fmt.NOTHING),
         (f"{block.each}s", NUMBER, lambda found: _count(found.n_images)),
         ("groups", NUMBER, lambda found: _count(found.n_groups)),
-        (fmt.in_unit(metric, "detectable"), NUMBER, lambda found: fmt.score(metric, found.minimum_detectable)),
     ]
-    floor = to_find = ""
+    notes, looks = [], ""
+    if block.sequential:  # what all looks together detect is not known
+        looks = ", and for one test without looks"
+    else:
+        columns.append((fmt.in_unit(metric, "detectable"), NUMBER, lambda f: fmt.score(metric, f.minimum_detectable)))
+        notes.append("detectable: the smallest difference that such a design finds in 80 % of studies.")
     crossed = not all(found.method.resampled for found in block.comparisons)
     if crossed:
         columns.append((fmt.in_unit(metric, "image floor"), NUMBER, lambda f: fmt.score(metric, f.image_floor)))
-        floor = " image floor: the smallest difference that any number of seeds finds on as many images."
+        notes.append("image floor: the smallest difference that any number of seeds finds on as many images.")
+    notes.append(f"All this is for a single comparison, before Holm's adjustment{looks}.")
     if metric.rope > 0 and crossed:
         size = fmt.score(metric, metric.rope)
         columns.insert(-1, (f"seeds to find {size}", NUMBER, _seeds_needed))
-        to_find = (
-            f" seeds to find {size}: how many seeds find a difference of that size, a forecast from few runs and so a "
+        notes.append(
+            f"seeds to find {size}: how many seeds find a difference of that size, a forecast from few runs and so a "
             "range. Use it once, to plan a new number of seeds. Do not add seeds and test again until a difference is "
             "significant: a test after each seed from 5 to 20 gives 16 % false alarms instead of 5 %."
         )
-    note = (
-        f"detectable: the smallest difference that such a design finds in 80 % of studies.{floor} All this is for a "
-        f"single comparison, before Holm's adjustment.{to_find}"
-    )
     if any(found.n_splits for found in block.comparisons):
         columns.insert(2, ("splits", NUMBER, _parts))
     if any(found.method.resampled for found in block.comparisons):
         columns += _floors(metric)
-        note += f" {_FLOOR_NOTE}"
-    return _table(f"{name}-design", "What this design can find", columns, block.comparisons, note, block.title)
+        notes.append(_FLOOR_NOTE)
+    return _table(
+        f"{name}-design", "What this design can find", columns, block.comparisons, " ".join(notes), block.title
+    )
 
 
 def _seeds_needed(found: Comparison) -> str:

@@ -419,6 +419,7 @@ def test_nothing_that_is_printed_ignores_looks(training: Training, capsys: Captu
     made = [c for block in result.blocks for c in block.comparisons]
     assert {c.deciding.share for c in made} <= set(shares(3))
     assert all(math.isnan(value) for c in made for value in (c.wins_low, c.wins_high, *c.pivot.values()))
+    assert all(math.isnan(c.minimum_detectable) for c in made)
     assert [one.interval.share for block in result.blocks for f in block.factorials for one in f.interactions]
     for over in result.over_datasets:
         assert not math.isnan(over.interval.mean)
@@ -427,4 +428,6 @@ def test_nothing_that_is_printed_ignores_looks(training: Training, capsys: Captu
     assert cli.main(["compare", str(STUDY), "--questions", "ranking"]) == 0
     out = capsys.readouterr().out
     assert "95 % interval" not in out.partition("Across data sets")[0]
+    assert not mentions(out, "detectable")
+    assert mentions(out, "without looks")
     assert mentions(out, "No ranking", "segexp decide")

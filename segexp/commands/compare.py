@@ -52,7 +52,7 @@ adjustment over the whole file. --rope is the margin of "equivalent" where a cla
 
 FORMS = {
     "json": "everything, as JSON",
-    "csv": "the comparisons as CSV, in the metric's own unit; warnings on stderr",
+    "csv": "the comparisons on each data set as CSV, in the metric's own unit; warnings on stderr",
     "markdown": "the tables as Markdown",
     "latex": "the tables as LaTeX (booktabs); warnings as comments, and on stderr",
 }
@@ -96,6 +96,9 @@ def _comparison(options: argparse.Namespace) -> int:
         for warning in warnings_of(result):
             print(printable(f"segexp: warning: {warning}"), file=sys.stderr)
     if options.form == "csv":
+        if any(one.over_datasets for one in (result, *result.others)):
+            there = "--json has them, and datasets.csv of a report"
+            print(f"segexp: warning: results across data sets are not in this table: {there}", file=sys.stderr)
         print(comparisons_csv(result), end="")
         return DONE
     answers = []

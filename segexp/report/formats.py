@@ -348,6 +348,22 @@ def comparison_rows(result: Result) -> list[dict[str, Any]]:
     return rows
 
 
+def datasets_csv(result: Result) -> str:
+    """A row per comparison across data sets, with its difference on each."""
+    rows: list[dict[str, Any]] = []
+    for one in (result, *result.others):
+        for found in one.over_datasets:
+            row: dict[str, Any] = {"candidate": found.candidate, "reference": found.reference}
+            row |= {"metric": one.metric.name} | _of_class(one.metric)
+            row |= {"conditions": pairs(found.conditions, ", "), "method": found.method}
+            row |= {"n_datasets": len(found.differences), "p_holm": found.p_holm}
+            row |= {key: getattr(found.interval, key) for key in ("mean", "se", "df", "p", "low", "high")}
+            row |= dict(zip(("prediction_low", "prediction_high"), found.prediction, strict=True))
+            rows.append(row | {f"mean_on_{name}": value for name, value in found.differences.items()})
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return csv_table([_cells({name: row.get(name) for name in names}) for row in rows])
+
+
 def _every_block(result: Result) -> list[tuple[Metric, Block]]:
     """The blocks of all metrics."""
     return [(one.metric, block) for one in (result, *result.others) for block in one.blocks]
@@ -355,8 +371,11 @@ def _every_block(result: Result) -> list[tuple[Metric, Block]]:
 
 def _about(metric: Metric, block: Block, **arms: str) -> dict[str, Any]:
     where = {"dataset": block.dataset, "conditions": pairs(block.conditions, ", ")}
-    of_class = {} if metric.class_id == NO_CLASS else {"class": metric.class_id}
-    return {**where, **arms, "metric": metric.name, **of_class}
+    return {**where, **arms, "metric": metric.name, **_of_class(metric)}
+
+
+def _of_class(metric: Metric) -> dict[str, int]:
+    return {} if metric.class_id == NO_CLASS else {"class": metric.class_id}
 
 
 def arms_csv(result: Result) -> str:

@@ -363,6 +363,7 @@ def _downloads(result: Result, beside: str) -> tuple[list[dict[str, Any]], dict[
     """The CSV files for the template (href: the data itself, or the path from the page), and those beside the page."""
     texts = {
         "runs.csv": ("every run: scores, status, device and versions", formats.runs_csv(result)),
+        "datasets.csv": ("every comparison across data sets", formats.datasets_csv(result)),
         "comparisons.csv": ("every comparison with all its numbers", formats.comparisons_csv(result)),
         "arms.csv": ("every arm: its mean with its 95 % interval", formats.arms_csv(result)),
         "images.csv": ("every image of every comparison: means over seeds", formats.images_csv(result)),

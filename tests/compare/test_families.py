@@ -1,6 +1,7 @@
 """What is adjusted for what: data sets, metrics and classes of one call are one family; scores of single classes."""
 
 import csv
+import io
 import itertools
 import json
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from segexp.compare.verdict import SELECTED, compare
 from segexp.errors import UsageError
 from segexp.report.drawing import styled
 from segexp.report.figures import forest
-from segexp.report.formats import how_to_read
+from segexp.report.formats import datasets_csv, how_to_read
 from segexp.report.tables import of_block
 
 
@@ -67,7 +68,9 @@ def test_five_candidates_on_four_data_sets_are_one_family(tmp_path: Path):
     assert without.p_holm == pytest.approx(again[0])
 
 
-def test_from_six_data_sets_on_the_headline_is_the_result_across_them(tmp_path: Path):
+def test_from_six_data_sets_on_the_headline_is_the_result_across_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     for n, name in enumerate("abcdef"):
         make_arms(tmp_path / "s", [0.02], name, rng=n)
     result = compare([tmp_path])
@@ -78,6 +81,12 @@ def test_from_six_data_sets_on_the_headline_is_the_result_across_them(tmp_path: 
     assert result.n_family == 6
     assert mentions(result.headline, "Across 6 data sets", "candidate0", "better", "tables")
     assert not any(mentions(result.headline, f"on {name}") for name in "abcdef")
+    (row,) = csv.DictReader(io.StringIO(datasets_csv(result)))
+    assert (row["candidate"], row["method"], row["n_datasets"]) == ("candidate0", over.method, "6")
+    assert (float(row["p_holm"]), float(row["prediction_high"])) == (over.p_holm, over.prediction[1])
+    assert {name: float(row[f"mean_on_{name}"]) for name in "abcdef"} == over.differences
+    assert cli.main(["compare", str(tmp_path), "--csv"]) == 0
+    assert mentions(capsys.readouterr().err, "across data sets are not in this table", "datasets.csv")
 
 
 def test_a_candidate_on_few_of_many_data_sets_is_exploratory(tmp_path: Path):

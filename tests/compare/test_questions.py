@@ -17,7 +17,7 @@ from messages import mentions
 from timing import within
 from tiny import tiny_run
 
-from segexp.compare.questions import IN_BINS, IN_IMAGES, QUESTIONS, Reading, ask, near_the_best
+from segexp.compare.questions import IN_BINS, IN_IMAGES, OF_FOLDS, QUESTIONS, Reading, ask, near_the_best
 from segexp.compare.result import METRICS, Answer, Curve, Panel
 from segexp.errors import UsageError
 from segexp.records import read_run, text_rows, write_json, write_table
@@ -60,6 +60,18 @@ class Runs:
 @pytest.fixture
 def runs(tmp_path: Path) -> Runs:
     return Runs(tmp_path)
+
+
+def test_a_mean_over_folds_is_said_not_to_be_that_of_the_ranking(runs: Runs) -> None:
+    runs.add("a", summary={"dice": 0.5})
+    assert OF_FOLDS not in runs.ask("boundary").notes
+    for fold in range(2):
+        runs.add("a", summary={"dice": 0.7}, config={"split.folds": 2, "split.fold": fold})
+    for question in ("boundary", "cost", "threshold", "diagnostics"):
+        answer = runs.ask(question)
+        assert (OF_FOLDS in answer.notes) == any("dice" in row for row in answer.rows)
+    assert OF_FOLDS in runs.ask("boundary").notes
+    assert OF_FOLDS not in runs.ask("convergence").notes
 
 
 MANY = """

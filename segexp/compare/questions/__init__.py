@@ -46,6 +46,8 @@ NO_BINS = "activations without probabilities have no reliability diagram"
 BANDS = "Lines are means over runs, each of the same weight; bands reach from the lowest to the highest run."
 
 
+OF_FOLDS = "Means are over runs, each of one fold. The ranking scores a seed over all folds: its Dice differs."
+
 Compared = tuple[Block | None, Metric, Sequence[Run] | None]
 ALONE: Compared = (None, METRICS["dice"], None)
 """What `compare` found: the block, its metric, and all runs with their images, None where they were not read."""
@@ -316,6 +318,9 @@ class Question:
     def answer(self, reading: Reading) -> Answer:
         """The answer, with notes on runs that lack what is needed."""
         rows, panels, notes = self.analyse(reading)
+        in_folds = any(run.config.get("split.fold") is not None for run in reading.every)
+        if in_folds and any("dice" in row for row in rows):
+            notes = [*notes, OF_FOLDS]
         titles = {**self.titles, **reading.titles}
         return Answer(self.name, self.title, tuple(rows), drawn(panels), (*notes, *reading.notes()), titles)
 

@@ -492,7 +492,8 @@ def reference_levels(text: str | None, arms: Arms) -> list[dict[str, str]]:
     if text is None:
         return [
             {key: level}
-            for key, level in USUAL_REFERENCE.items()
+            for group, level in USUAL_REFERENCE.items()
+            for key in (group, f"{group}.name")
             if key in arms.by and len(arms.levels[key]) > 1 and level in arms.levels[key]
         ]
     chosen = {}

@@ -520,6 +520,12 @@ def test_interactions_that_agree_but_for_rounding_are_none(tmp_path: Path):
     assert (found.reference, found.other_reference, found.n_seeds) == ("sigmoid", "ce", 5)
 
 
+def test_the_usual_reference_is_that_of_the_name_too(tmp_path: Path):
+    make_pair(tmp_path / "study", effect=0.02)
+    found = only(compare([tmp_path], by=["activation.name"]))
+    assert (found.reference, found.verdict) == ("activation.name=sigmoid", "better")
+
+
 def test_without_the_usual_reference_one_is_asked_for(tmp_path: Path):
     make_pair(tmp_path / "study", effect=0.02, arms=("arctan", "erf"))
     result = compare([tmp_path])

@@ -43,7 +43,7 @@ def tuning(reading: Reading) -> Findings:
         chosen = {key: float(found.loc[found["chosen"] == 1, key].max()) for key in ("lr", "val_dice")}
         rows.append({"arm": arm, "n_runs": len(of_arm)} | (chosen if files else {}))
     about = "Bands: one standard deviation of the seeds. Rates that diverged with a seed are not drawn."
-    notes.append(about if files else "No run has a learning rate of `segexp tune` (tuned=FILE).")
+    notes.append(about if files else "No run has a rate of `segexp tune` (tuned=FILE) other than optimizer.lr.")
     title, y_from = "Validation Dice against the learning rate", near_the_best(curves)
     panel = Panel("tuning", title, "learning rate", "Dice", tuple(curves), log_x=True, y_points=True, y_from=y_from)
     return rows, [panel], notes

@@ -54,15 +54,28 @@ def as_text(result: Result, answers: Answers) -> str:
     with_reason = tuple(u for u in result.unscored if u.reason)[:MOST_ROWS]  # pending runs would fill the screen
     for table in tables.over_all(dataclasses.replace(result, unscored=with_reason)):
         lines += ["", *text(table, WIDTH)]
-    rope = f"within {amount(result.metric, result.metric.rope, signed=False)}"
-    rope = "not defined for this metric (--rope)" if math.isnan(result.metric.rope) else rope
-    read = f"{pluralize(result.n_runs, 'run')} read; negligible: {rope}; empty masks: {empty_masks(result)}"
+    read = (
+        f"{pluralize(result.n_runs, 'run')} read; negligible: {negligible(result)}; empty masks: {empty_masks(result)}"
+    )
     lines += ["", *textwrap.wrap(read, WIDTH)]
     versions = result.provenance.get("compared with", {})
     shown = [f"{name} {versions[name]}" for name in VERSIONS if name in versions]
     lines += [f"compared with {', '.join(shown)}"] if shown else []
     # The minus of a keyboard, for searching and copying.
     return "\n".join(lines).replace(MINUS, "-") + "\n"
+
+
+def negligible(result: Result) -> str:
+    """The range of differences that matter to nobody; of each metric where there are several."""
+    metrics = [one.metric for one in (result, *result.others)]
+    ranges = [
+        "not defined for this metric (--rope)"
+        if math.isnan(one.rope)
+        else f"within {amount(one, one.rope, signed=False)}"
+        for one in metrics
+    ]
+    named = [f"{one.title} {of_one}" for one, of_one in zip(metrics, ranges, strict=True)]
+    return ", ".join(named) if len(set(ranges)) > 1 else ranges[0]
 
 
 def empty_masks(result: Result) -> str:

@@ -124,6 +124,7 @@ def test_metrics_of_one_call_are_one_family(tmp_path: Path, capsys: pytest.Captu
     assert [one["metric"]["name"] for one in json.loads(shown["--json"])["others"]] == ["iou", "nll"]
     for form in ("", "--markdown"):
         assert mentions(shown[form], "IoU: a", "NLL: a", "6 comparisons")
+    assert mentions(shown[""], "negligible: Dice within 1.00 points, IoU within 1.00 points, NLL not defined")
     labels = [line for line in shown["--latex"].splitlines() if line.startswith(r"\label")]
     assert len(labels) == len(set(labels))
     assert r"\label{tab:iou-comparisons}" in labels

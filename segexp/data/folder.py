@@ -1,8 +1,9 @@
 """Your own images: a folder of images and a folder of masks, paired by file name without extension."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 
 from segexp.data.file_set import (
@@ -111,7 +112,7 @@ def _list_files(root: Path, config: FolderConfig, option: str, notes: list[str],
     inside = f"{pluralize(len(folders), 'folder')} in {folder} ({some(folders)}) not looked into"
     if folders:
         places = {of: known[of] / folders[0] for of in ("images", "masks") if known[of].is_relative_to(root)}
-        advice = _as_pattern(root, folders[0], places) if option in places and _ending(places[option]) else ""
+        advice = _as_pattern(root, folders[0], places) if option in places and _first(places[option])[1] else ""
         ways = ["move the files up"] * bool(files or not advice) + [f"use {advice}"] * bool(advice)
         inside += f": {', or '.join(ways)}"
     if not files:
@@ -143,7 +144,7 @@ def _instead(root: Path, option: str) -> str:
     if folders:
         more = f" and {len(folders) - 12} more" if len(folders) > 12 else ""
         cure = f"set dataset.{option}=NAME"
-        if len(folders) > 2 and all(_ending(root / folder) for folder in folders):
+        if len(folders) > 2 and all(_first(root / folder)[1] for folder in folders):
             advice = _as_pattern(root, folders[0], {"images": root / folders[0]})
             cure += f", or if each is a patient, use {advice}, with dataset.masks likewise"
         return f"{root} contains {', '.join(folders[:12])}{more}; {cure}"
@@ -159,27 +160,42 @@ def _as_pattern(root: Path, patient: str, places: Mapping[str, Path]) -> str:
     """
     series = {option for option, place in places.items() if _holds_dicom(place)}
     series = series if "images" in series else set()
+    firsts = {option: first for option, place in places.items() if (first := _first(place))[1]}
+    names = _names([stem for stem, _ in firsts.values()])
     words = ["dataset=pattern"]
-    for option, place in places.items():
-        if ending := _ending(place):
-            held = ["{patient}" if part == patient else part for part in place.relative_to(root).parts]
-            path = "/".join(held if option in series else [*held, ("*" if series else "{id}") + ending])
-            found = {option: path.replace("{patient}", "{id}") if series else path}
-            if option == "images" and not series:
-                found |= {"image_id": "{patient}_{id}", "group_pattern": pattern_of_groups(path)}
-            words += [f"'dataset.{name}=\"{text}\"'" for name, text in found.items()]
+    for (option, (_, ending)), name in zip(firsts.items(), names, strict=True):
+        held = ["{patient}" if part == patient else part for part in places[option].relative_to(root).parts]
+        path = "/".join(held if option in series else [*held, ("*" if series else name) + ending])
+        found = {option: path.replace("{patient}", "{id}") if series else path}
+        if option == "images" and not series:
+            image_id = "{patient}_{id}" if "{id}" in name else "{patient}"
+            found |= {"image_id": image_id, "group_pattern": pattern_of_groups(path)}
+        words += [f"'dataset.{key}=\"{text}\"'" for key, text in found.items()]
     return " ".join(words) + " (a folder of DICOM files is read as one volume)" * bool(series)
+
+
+def _names(stems: Sequence[str]) -> list[str]:
+    """Patterns of the names of images and masks, from the first one of each (or of one of them alone): {id} stands for
+    what these share, if it is a whole name or has a number; otherwise * for any name."""
+    a, b, size = SequenceMatcher(None, stems[0], stems[-1], autojunk=False).find_longest_match()
+    common = stems[0][a : a + size]
+    shared = common.strip("-_. ")
+    if not (shared in stems or re.search(r"\d", shared)):
+        return ["*"] * len(stems)
+    begin = common.index(shared)
+    starts = zip(stems, (a + begin, b + begin), strict=False)
+    return [f"{stem[:start]}{{id}}{stem[start + len(shared) :]}" for stem, start in starts]
 
 
 def _holds_dicom(folder: Path) -> bool:
     return folder.is_dir() and any(map(is_dicom, files_of(folder)[:3]))
 
 
-def _ending(folder: Path) -> str:
-    """The ending of the first image file of a folder, "" without one."""
+def _first(folder: Path) -> tuple[str, str]:
+    """Stem and ending of the first image file of a folder, "" and "" without one."""
     files = files_of(folder) if folder.is_dir() else ()
-    known = (path.name[len(stem_of(path)) :] for path in files if not unusable(path))
-    return next(known, ".dcm" if _holds_dicom(folder) else "")
+    known = ((stem_of(path), path.name[len(stem_of(path)) :]) for path in files if not unusable(path))
+    return next(known, ("", ".dcm" if _holds_dicom(folder) else ""))
 
 
 def _by_name(paths: Iterable[Path], suffix: str) -> dict[str, Path]:

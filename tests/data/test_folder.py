@@ -549,16 +549,24 @@ def test_another_layout_is_named_with_what_reads_it(tmp_path: Path, files: tuple
     assert_usage_error(tmp_path, re.escape(advice))
 
 
-@pytest.mark.parametrize("layout", ["{patient}/images/{id}.png", "images/{patient}/{id}.png"])
-def test_the_pattern_that_reads_folders_of_patients_is_that_of_the_message(tmp_path: Path, layout: str) -> None:
+@pytest.mark.parametrize(("images", "masks", "image_ids"), [
+    ("{}/images/{}.png", "{}/masks/{}.png", ("P1_0", "P1_1")),
+    ("images/{}/{}.png", "masks/{}/{}.png", ("P1_0", "P1_1")),
+    ("{}/images/s{}.png", "{}/masks/s{}_mask.png", ("P1_s0", "P1_s1")),
+    ("images/{}/s{}_img.png", "masks/{}/s{}_seg.png", ("P1_s0", "P1_s1")),
+    ("images/{}/1_scan_1{}.png", "masks/{}/label_1{}.png", ("P1_10", "P1_11")),
+    ("images/{}/scan.png", "masks/{}/label.png", ("P1", "P2")),
+])  # fmt: skip
+def test_the_pattern_that_reads_folders_of_patients_is_that_of_the_message(
+    tmp_path: Path, images: str, masks: str, image_ids: tuple[str, str]
+) -> None:
     for patient in ("P1", "P2"):
         for name in ("0", "1"):
-            path = layout.format(patient=patient, id=name)
-            put(tmp_path / path, IMAGE_HWC)
-            put(tmp_path / path.replace("images", "masks"), MASK_HW)
+            put(tmp_path / images.format(patient, name), IMAGE_HWC)
+            put(tmp_path / masks.format(patient, name), MASK_HW)
     found = by_advice(tmp_path)
-    assert found.image_ids == ("P1_0", "P1_1", "P2_0", "P2_1")
-    assert found.group_ids == ("P1", "P1", "P2", "P2")
+    assert found.image_ids[:2] == image_ids
+    assert {*found.group_ids} == {"P1", "P2"}
 
 
 @pytest.mark.parametrize(("images", "masks"), [

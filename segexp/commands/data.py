@@ -193,29 +193,42 @@ def _export(options: Any) -> int:
     import numpy as np
     from PIL import Image
 
+    from segexp.data.check import unusable
+    from segexp.data.image_set import ImageError
+    from segexp.inference.published import placed
     from segexp.losses import IGNORE
     from segexp.running import opened
+    from segexp.running.build import units_of
 
-    found, new = opened(config)[1], options.out.with_name(f"{options.out.name}.partial")
+    found, problems = opened(config)[1], dict[str, str]()
     ids, parts, groups = found.image_ids, found.declared_split or {}, found.group_ids
+    sizes = [" ".join(map(repr, spacing[-2:])) if spacing else "" for spacing in units_of(config, found).spacings]
     if found.overlapping or len({name.replace("/", "_") for name in ids}) < len(ids):
         raise UsageError(f"{config.dataset.name}: a folder cannot hold overlapping classes, or two images of one name")
-    for folder in ("images", "masks"):
-        (new / folder).mkdir(parents=True)
-    rows = [["id", "image", "mask", *["group"] * any(groups), *["split"] * bool(parts)]]
+    rows = [["id", "image", "mask", *["group"] * any(groups), *["spacing"] * any(sizes), *["split"] * bool(parts)]]
     binary, ignores = found.num_classes == 2, False
-    for name, group, pair in zip(ids, groups, map(found.read, range(len(ids))), strict=True):
-        png = found.channels in (1, 3) and pair.image_HWC.dtype == np.uint8
-        stem, image = name.replace("/", "_"), pair.image_HWC[..., 0] if found.channels == 1 else pair.image_HWC
-        files = f"images/{stem}.{'png' if png else 'npy'}", f"masks/{stem}.png"
-        Image.fromarray(image).save(new / files[0]) if png else np.save(new / files[0], image)
-        grey_HW = np.where(pair.mask_HW == IGNORE, 127, 255 * pair.mask_HW) if binary else pair.mask_HW
-        ignores |= bool((pair.mask_HW == IGNORE).any())
-        Image.fromarray(grey_HW.astype(np.uint8)).save(new / files[1])
-        rows.append([name, *files, *[group or name] * any(groups), *[parts.get(name, "")] * bool(parts)])
-    with (new / "manifest.csv").open("w", newline="", encoding="utf-8") as table:
-        csv.writer(table).writerows(rows)
-    new.rename(options.out)
+    with placed(options.out) as new:
+        for folder in ("images", "masks"):
+            (new / folder).mkdir(parents=True)
+        for n, (name, group) in enumerate(zip(ids, groups, strict=True)):
+            try:
+                pair = found.read(n)
+            except ImageError as error:
+                problems[name] = str(error)
+                continue
+            png = found.channels in (1, 3) and pair.image_HWC.dtype == np.uint8
+            stem, image = name.replace("/", "_"), pair.image_HWC[..., 0] if found.channels == 1 else pair.image_HWC
+            files = f"images/{stem}.{'png' if png else 'npy'}", f"masks/{stem}.png"
+            Image.fromarray(image).save(new / files[0]) if png else np.save(new / files[0], image)
+            grey_HW = np.where(pair.mask_HW == IGNORE, 127, 255 * pair.mask_HW) if binary else pair.mask_HW
+            ignores |= bool((pair.mask_HW == IGNORE).any())
+            Image.fromarray(grey_HW.astype(np.uint8)).save(new / files[1])
+            row = [name, *files, *[group or name] * any(groups), *sizes[n : n + 1] * any(sizes)]
+            rows.append([*row, *[parts.get(name, "")] * bool(parts)])
+        if problems:
+            raise unusable(problems, len(ids))
+        with (new / "manifest.csv").open("w", newline="", encoding="utf-8") as table:
+            csv.writer(table).writerows(rows)
     words = ["dataset=manifest", f"dataset.root={options.out}"]
     words += [] if binary else ["dataset.mask_coding=index", f"dataset.num_classes={found.num_classes}"]
     words += [f"dataset.ignore_index={127 if binary else IGNORE}"] * ignores

@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -78,6 +79,37 @@ def test_the_printed_words_read_the_exported_set(tmp_path: Path, capsys: pytest.
     assert cli.main(["data", "export", "folder", *words, "dataset.ignore_index=9", "-o", str(tmp_path / "out")]) == 0
     after = image_set(*capsys.readouterr().out.partition(": ")[2].split())
     assert np.array_equal(after.read(0).mask_HW, np.where(mask == 3, 255, mask))
+
+
+@pytest.mark.parametrize("given", [[], ["dataset.spacing=[3,4]"]], ids=["of the file", "of dataset.spacing"])
+def test_the_size_of_a_pixel_is_kept(given: list[str], tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        volume = nibabel.Nifti1Image(np.ones((6, 5, 2), np.uint8), np.diag([0.5, 1.25, 2, 1]))
+        nibabel.save(volume, tmp_path / "in" / folder / "P1.nii")
+    assert (
+        cli.main(["data", "export", "folder", f"dataset.root={tmp_path / 'in'}", *given, "-o", f"{tmp_path / 'out'}"])
+        == 0
+    )
+    after = image_set("dataset=manifest", f"dataset.root={tmp_path / 'out'}")
+    assert [spacing[1:] for spacing in after.spacings if spacing] == [(3.0, 4.0) if given else (1.25, 0.5)] * 2
+
+
+def test_pairs_that_cannot_be_used_are_named_and_nothing_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, width in (("images", 8), ("masks", 9)):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        for name, more in (("good", 0), ("bad", width - 8)):
+            Image.fromarray(np.zeros((8, 8 + more), np.uint8)).save(tmp_path / "in" / folder / f"{name}.png")
+    words = ["data", "export", "folder", f"dataset.root={tmp_path / 'in'}", "-o", str(tmp_path / "out")]
+    assert cli.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "1 of 2 pairs cannot be used" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    (tmp_path / "in" / "images" / "bad.png").unlink()
+    (tmp_path / "in" / "masks" / "bad.png").unlink()
+    assert cli.main(words) == 0
 
 
 def test_no_folder_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -350,6 +350,7 @@ def _void(found: MaskValues, outside_V: np.ndarray, otherwise: str) -> str:
 
 def _hint(found: MaskValues, of_V: np.ndarray | slice = slice(None)) -> str:
     """The end of an error line: a coding that fits these values of one mask."""
+    objects = "number objects of one class, set dataset.mask_coding=binary dataset.mask_threshold=0"
     codes = found.code_V[of_V].tolist()
     classes = [code for code in codes if code != IGNORE]
     if found.coloured and len(codes) <= 32:
@@ -366,8 +367,5 @@ def _hint(found: MaskValues, of_V: np.ndarray | slice = slice(None)) -> str:
         fits = f"dataset.mask_coding=values with dataset.num_classes={len(codes)} and "
         fits += f"dataset.mask_values=[{','.join(map(str, codes))}]"
     else:
-        return (
-            f"; {len(codes)} different values: is this a mask, saved without lossy compression? If they number objects "
-            "of one class, set dataset.mask_coding=binary dataset.mask_threshold=0"
-        )
-    return f"; this mask fits {fits}"
+        return f"; {len(codes)} different values: is this a mask, saved without lossy compression? If they {objects}"
+    return f"; this mask fits {fits}" + f"; if its values {objects}" * (len(codes) > 3 and not found.coloured)

@@ -121,6 +121,8 @@ def test_classes_are_no_outlines(values: tuple[int, ...], named: str) -> None:
     (BINARY, grey(0, 128), r"values 0, 128: .*dataset.mask_values=\[0,128\]"),
     (BINARY, grey(200), r"value 200: .*dataset.mask_values"),
     (BINARY, grey(*range(257), dtype=np.uint16), r"257 different values.*dataset.mask_threshold=0"),
+    (BINARY, grey(0, 1, 2, 3), r"num_classes=4 or more; if its values number objects.*dataset.mask_threshold=0$"),
+    (BINARY, grey(0, 7, 300, 301, dtype=np.uint16), r"mask_values=.*; if its values .*dataset.mask_threshold=0$"),
     (BINARY, grey(0, -1, dtype=np.int64), r"values -1, 0: "),
     (BINARY, rgb((0, 0, 0), (255, 255, 0)), r'mask_colors=\["#000000","#ffff00"\]'),
     (BINARY, rgb((0, 0, 0), (128, 0, 0), (0, 128, 0)), "mask_coding=binary.*=colors.*index"),

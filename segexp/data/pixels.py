@@ -18,6 +18,7 @@ from segexp.data.image_set import Header, ImageError, Pair, Source
 from segexp.data.rasters import FORMATS, NPY, Stored, array_header, picture_header, read_array, read_picture, turned
 from segexp.errors import first_line
 from segexp.losses import IGNORE
+from segexp.records.formatting import pluralize
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 SHOWN_VALUES = 300
@@ -222,7 +223,8 @@ def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
         luma = pixels @ np.array([[0.299], [0.587], [0.114]])
         pixels = (luma if pixels.dtype.kind == "f" else np.rint(luma)).astype(pixels.dtype)
     elif found != channels:
-        raise ValueError(f"{found} channels, but the set has {channels}; set dataset.channels, or make files alike")
+        cure = "make files alike (.npy and TIFF hold any number of channels), or train with another dataset.channels"
+        raise ValueError(f"{pluralize(found, 'channel')}, but the set has {channels}; {cure}")
     return np.ascontiguousarray(pixels)
 
 

@@ -721,7 +721,7 @@ def test_several_masks_are_united(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("files", "given", "right"), [
     ((GREY, GREY), None, 1), ((GREY, RGB), None, 3), ((FIVE,), None, 5), ((GREY, RGB), 1, 1), ((GREY, RGB), 3, 3),
     ((FIVE,), 3, "5 channels, but the set has 3"), ((RGB, FIVE), None, "5 channels, but the set has 3"),
-    ((GREY,), 5, "1 channels, but the set has 5"),
+    ((GREY,), 5, "1 channel, but the set has 5; make files alike"),
 ])  # fmt: skip
 def test_channels_of_a_set(files: tuple[np.ndarray, ...], given: int | None, right: int | str, tmp_path: Path) -> None:
     mask = written(tmp_path / "m.png", pillow(M))

@@ -23,12 +23,6 @@ def spelling(names: Iterable[str]) -> Callable[[str], str]:
     return lambda name: known.get(composed(name), name)
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a list, without blanks around them, empty lines and comments (#)."""
-    lines = [line.strip() for line in read_text(path).split("\n")]
-    return [line for line in lines if line and not line.startswith("#")]
-
-
 def doubtful_names(names: Iterable[str], what: str, path: Path) -> list[str]:
     """A note if names look as if a spreadsheet had changed them."""
     changed = sorted({name for name in names if MANGLED.fullmatch(name)})
@@ -51,12 +45,14 @@ def parts_in(
 ) -> dict[str, str]:
     """Image id -> part for every image that the lists name. image_id: line of a list -> image id.
 
-    cure: what to do without the lists. Raises UsageError for an empty list, and an image that is not there or in two.
+    A line that begins with # and names no image is a comment. cure: what to do without the lists. Raises UsageError for
+    an empty list, and an image that is not there or in two.
     """
     part_of: dict[str, str] = {}
     spelled = spelling(image_ids)
     for part, path in lists.items():
-        entries = read_lines(path)
+        lines = filter(None, map(str.strip, read_text(path).split("\n")))
+        entries = [line for line in lines if line[0] != "#" or spelled(image_id(line)) in image_ids]
         if not entries:
             raise UsageError(f"{path} lists no images; write one image id per line, or {cure}")
         for entry in entries:

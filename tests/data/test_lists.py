@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from segexp.data.lists import doubtful_names, read_lines
+from segexp.data.lists import doubtful_names, parts_in
 from segexp.errors import UsageError
 from segexp.records.user_tables import read_table
 
@@ -78,8 +78,9 @@ def test_a_row_knows_its_line(tmp_path: Path) -> None:
 
 def test_a_list_has_comments_and_blank_lines(tmp_path: Path) -> None:
     path = tmp_path / "train.txt"
-    path.write_bytes(b"\xef\xbb\xbf# mine\r\n\r\n a \r\nb c\r\n")
-    assert read_lines(path) == ["a", "b c"]
+    path.write_bytes(b"\xef\xbb\xbf# mine\r\n\r\n a \r\nb c\r\n#1\r\n#2\r\n")
+    found = parts_in({"train": path}, ("a", "b c", "#1"), str, "")
+    assert found == {"a": "train", "b c": "train", "#1": "train"}  # an image may have the name of a comment
 
 
 @pytest.mark.parametrize(("name", "doubtful"), [

@@ -65,7 +65,9 @@ def open_folder(config: FolderConfig) -> ImageSet:
     refusals = _without_partner(root, [name for name in image_ids if name not in mask_files], orphans, stems)
     unlisted = len(image_files) - len(image_ids)
     if unlisted:
-        notes.append(f"{unlisted} images are in no split file and are not used; dataset.split_dir=null uses all images")
+        notes.append(
+            f"not used, in no split file: {pluralize(unlisted, 'image')}; dataset.split_dir=null uses all images"
+        )
         left_out = [files[name] for files in (image_files, mask_files) for name in files.keys() - {*image_ids}]
         unused |= {shown(root, path): "in no split file" for path in left_out}
     image_ids = tuple(name for name in image_ids if name in mask_files)

@@ -21,7 +21,7 @@ from segexp.config.canonical import options_in
 from segexp.errors import UsageError
 from segexp.records import COLUMNS, cell_of
 from segexp.records.formatting import pluralize
-from segexp.records.runs import Run, column_of
+from segexp.records.runs import FIXED, Run, column_of
 from segexp.registry import nearest
 
 _GROUPS = tuple(f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default_factory))
@@ -225,12 +225,15 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
     split_of = _pooled_splits(runs)
     data_of = _data_of(runs, split_of)
     together: dict[tuple[str, str, str], list[Run]] = {}
-    for run in [*runs, *twins]:
+    for run in runs:
         together.setdefault(data_of[run.run_id], []).append(run)
     others = set(varying) - of_arms - _following(runs, keys)
     # Between data sets everything may differ.
     varies = {c for c in others if any(len(_values(c, here)) > 1 for here in together.values())}
     conditions = [c for c in varying if c in varies and not _is_free(c)]
+    # Without blocks by rate, each would only repeat its run.
+    for run in twins if _RATE in conditions else ():
+        together[data_of[run.run_id]].append(run)
     of_machine = [c for c in map(column_of, ("trainer.format", "trainer.precision")) if c in conditions]
     separate = {key_of(c): Counter(run.row.get(c, "") for run in runs) for c in of_machine}
     if any(len({run.numerics for run in here} - {0}) > 1 for here in together.values()):
@@ -272,15 +275,20 @@ def _with_versions(runs: Sequence[Run]) -> tuple[Sequence[Run], list[str]]:
 
 
 def _tuned_twins(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Runs without a tuned rate whose configured rate is the one that a tuned file holds for their arm.
+    """Runs without a tuned rate whose configured rate is the one that a tuned file holds for their arm, as tuned ones,
+    and those of the column `FIXED` as fixed ones.
 
     Such a run was made once and stands for two: with a fixed and with a tuned rate. Also returns warnings about files
     that are not found. Raises UsageError for a file that is not one of `segexp tune`.
     """
+    fixed = [run for run in runs if run.row.get(FIXED)]
     files = dict.fromkeys(run.row[_TUNED] for run in runs if run.row.get(_TUNED))
     # A file that has moved with its study lies beside the runs.
     beside = list(dict.fromkeys(run.path.parent / TUNED_FILE for run in runs if not run.collected))
-    twins, warnings = [], []
+    # No look of `segexp decide` has used a run for its fixed rate.
+    cells = [{key: cell for key, cell in run.row.items() if not key.startswith("look")} for run in fixed]
+    twins = [dataclasses.replace(run, cells={**row, _TUNED: ""}) for run, row in zip(fixed, cells, strict=True)]
+    warnings = []
     for file in files:
         path = next((p for p in (Path(file), *beside) if p.is_file()), None)
         if path is None:

@@ -5,7 +5,8 @@ runs.csv has one row a run and, after the columns `FIRST`, in this order,
 - the columns of summary.csv: what the run is, as far as that is known, and the scores of finished runs;
 - `RECORD`: its directory, its state, how it ended, and what it was made with;
 - numerics, where a run has another version of the numbers than 1; plugins, where a run uses entries of plugins, each
-  with the version of its plugin, loss=mine:93bdba78;
+  with the version of its plugin, loss=mine:93bdba78; fixed_rate, true where a run with a tuned learning rate is also
+  one with this rate fixed;
 - config_<key> for every key of any run's configuration, in alphabetical order, dots as underscores:
   config_trainer_epochs;
 - `TIMINGS`: seconds (sum over the epochs), images_per_s (their mean), peak_mem_mib (the largest).
@@ -43,7 +44,7 @@ from segexp.records import (
 )
 from segexp.records.decision import read_decision
 from segexp.records.formatting import pluralize
-from segexp.records.runs import FINAL, INCOMPLETE, Duplicates, Run, Study, runs_in, studies_in
+from segexp.records.runs import FINAL, FIXED, INCOMPLETE, Duplicates, Run, Study, runs_in, studies_in
 from segexp.records.scores import OWN
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def in_images(name: str) -> bool:
 
 KINDS: dict[str, type] = {**COLUMNS["summary"], **RECORD, **TIMINGS}  # the columns that every runs.csv has
 
-RARE: dict[str, type] = {"numerics": int, "compiled": bool, "plugins": str, "scores": str, "look": str}
+RARE: dict[str, type] = {"numerics": int, "compiled": bool, "plugins": str, "scores": str, "look": str, FIXED: bool}
 RARE |= typed(float, "look_share look_share_within")
 """Columns of tables with a run that has them."""
 

@@ -46,6 +46,10 @@ SWEEPS = ".sweeps"
 
 FINAL = ("done", "diverged")  # states that never change again
 
+FIXED = "fixed_rate"
+"""The column of a run with a tuned learning rate that is also one with this rate fixed: another study or a sweep says
+so."""
+
 INCOMPLETE = "incomplete"
 """The state, in tables and comparisons, of a finished run whose files are missing, cut or edited."""
 
@@ -193,6 +197,7 @@ def row_of(run: Run) -> dict[str, Any]:
         **{f"git_{key}": git.get(key) for key in ("commit", "dirty", "diff_sha")},
         **{key: record[key] for key in ("numerics", "scores") if key in record},
         **({"compiled": device["compiled"]} if "compiled" in device else {}),
+        **({FIXED: True} if config.get("tuned") and run.planned and not run.planned.config.get("tuned") else {}),
         **({"plugins": " ".join(f"{entry}:{version}" for entry, version in used.items())} if used else {}),
     }
     for key, value in config.items():
@@ -262,7 +267,7 @@ def _study(folder: Path) -> tuple[Study | None, list[str]]:
         try:
             content = read_json(path, folder)
             runs = [_planned(run) for run in content["runs"]]
-            planned = {run.run_id: run for run in runs} | planned
+            planned |= {one.run_id: one for one in runs if one.run_id not in planned or not one.config.get("tuned")}
             dropped |= {(str(d["overrides"]), str(d["reason"])): None for d in content["dropped"]}
             refused = {(str(r["overrides"]), str(r["reason"])): None for r in content["refused"]}
             plans.append((str(content.get("created")), runs, refused))
@@ -426,7 +431,8 @@ def scoring_of(run_dir: Path) -> tuple[int, int, float] | None:
 
 class Duplicates:
     """Counts every run once, wherever it lies: a finished and complete one before a diverged one before any other, of
-    equals that of a study with a decision, then the first.
+    equals that of a study with a decision, then the first. One with a tuned learning rate and one without are both
+    (`FIXED`).
 
     runs: the runs that count, by run_id; left_out: pairs of a duplicate and the run that counts instead; others: a line
     for each different run of the same run_id (eight digits are not a whole hash), which is left out.
@@ -459,10 +465,21 @@ class Duplicates:
                 wrong = f"run {run.run_id} lies in {earlier.path} and in {run.path} with different scores ({different})"
                 raise UsageError(f"{wrong}: move one of them away")
         better = _rank(run) < _rank(earlier)
-        self.left_out.append((earlier, run) if better else (run, earlier))
+        kept, left_out = (run, earlier) if better else (earlier, run)
+        self.left_out.append((left_out, kept))
+        self.runs[run.run_id] = _with_rate(kept, left_out)
         if better:
-            self.runs[run.run_id], self._images[run.run_id] = run, images
+            self._images[run.run_id] = images
         return better
+
+
+def _with_rate(run: Run, duplicate: Run) -> Run:
+    """The run, tuned and `FIXED` where it has a tuned learning rate in one place and a fixed one in the other."""
+    known = [one.row for one in (run, duplicate) if one.row.get(column_of("optimizer.lr"))]
+    files = [row.get(column_of("tuned"), "") for row in known]
+    if any(files) and (not all(files) or any(row.get(FIXED) for row in known)):
+        return dataclasses.replace(run, cells={**run.row, column_of("tuned"): max(files), FIXED: "true"})
+    return run
 
 
 def _different_score(a: Run, b: Run) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pytest
-from fabricated import row, sealed
+from fabricated import make_plan, row, sealed
 from made_scores import OTHERS, drawn, edit_record, make_arm, make_pair, make_run, only
 from messages import mentions, one_mentions
 from scipy import stats
@@ -553,6 +553,39 @@ def test_a_tuned_run_that_is_the_fixed_one_counts_in_both(tmp_path: Path):
     assert result.n_runs == 15
     (study / "tuned.yaml").unlink()
     assert sum("tuned.yaml not found" in w for w in compare([tmp_path]).warnings) == 1
+
+
+def overall_by_rate(result: Result) -> dict[str, Any]:
+    return {block.conditions["optimizer.lr"]: c.overall for block in result.blocks for c in block.comparisons}
+
+
+def test_a_tuned_run_that_is_a_fixed_one_in_another_study_counts_in_both(tmp_path: Path):
+    tuning, tuned = tmp_path / "mine-tuning", tmp_path / "mine"
+    for n, (prefix, rate) in enumerate((("a", 0.01), ("b", 0.1))):
+        both = make_pair(tuning, effect=0.02, rng=n, prefix=prefix, config={"optimizer.lr": rate})
+        make_arm(tuned, ("arctan", "sigmoid")[n], both[n], {"optimizer.lr": rate, "tuned": "/lost/tuned.yaml"}, prefix)
+    collect(tmp_path, tmp_path / "tables")
+    for paths in ([tuned, tuning], [tuning, tuned], [tmp_path / "tables"], [tmp_path / "tables", tuning]):
+        result = compare(paths)
+        found = overall_by_rate(result)
+        assert (result.n_runs, "tuned" in found) == (20, True)
+        assert {rate: found[rate] for rate in ("0.01", "0.1")} == overall_by_rate(compare([tuning]))
+    # One rate separates nothing: no run stands for two, or repeats itself.
+    assert not any("repeated" in warning for warning in compare([tmp_path], where={"optimizer.lr": "0.1"}).warnings)
+
+
+def test_a_tuned_run_that_a_sweep_has_at_a_fixed_rate_counts_in_both(tmp_path: Path):
+    _, sigmoid_KN = make_pair(tmp_path, config={"optimizer.lr": 0.01})
+    make_arm(tmp_path, "sigmoid", sigmoid_KN, {"optimizer.lr": 0.1, "tuned": "/lost/tuned.yaml"}, "t")
+    for run_dir in tmp_path.glob("run-arctan*"):
+        edit_record(run_dir, config={"tuned": "/lost/tuned.yaml"})
+    assert set(overall_by_rate(compare([tmp_path]))) == {"tuned"}
+    for name, tuned in (("0", "/lost/tuned.yaml"), ("1", None), ("2", "/lost/tuned.yaml")):
+        path = make_plan(tmp_path, *(f"arctan{seed}" for seed in range(5)), name=name)
+        plan = json.loads(path.read_text())
+        plan["runs"] = [one | {"config": one["config"] | {"tuned": tuned}} for one in plan["runs"]]
+        path.write_text(json.dumps(plan))
+    assert set(overall_by_rate(compare([tmp_path]))) == {"0.01", "tuned"}
 
 
 @pytest.mark.parametrize(("words", "told"), [

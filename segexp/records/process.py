@@ -345,6 +345,9 @@ _WAITS = {
     "auto": ("a short spin", {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}),
 }
 
+_WAITING: dict[str, str] = {}
+"""`waits` that this process has set itself -> what `set_wait` says of them, also in later rounds of a command."""
+
 MALLOPT = {"MALLOC_TRIM_THRESHOLD_": (-1, 2**28), "MALLOC_MMAP_THRESHOLD_": (-3, 2**30)}
 """Variable of glibc -> number of its option of mallopt, and bytes."""
 
@@ -388,12 +391,14 @@ def set_wait(wait: str, threads: int | None, n_runs: int = 1) -> str:
     load, n_cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan, usable_cores()
     busy, line = load / n_cores > BUSY_LOAD, f"load average {load:.1f} on {pluralize(n_cores, 'usable core')}"
     busy = busy and _others_run()
-    if waits() or "torch" in sys.modules:
+    if waits() in _WAITING:
+        line += _WAITING[waits()]
+    elif waits() or "torch" in sys.modules:
         line += f"; idle threads wait as set when the command began ({waits() or 'default of OpenMP'})"
     else:
         name, variables = _WAITS["passive" if wait == "auto" and busy else wait]
         os.environ.update(variables)
-        line += f"; idle threads: {name} (trainer.wait={wait})"
+        line += _WAITING.setdefault(waits(), f"; idle threads: {name} (trainer.wait={wait})")
     several = str(threads or os.environ.get("OMP_NUM_THREADS") or n_cores) != "1"
     if (asked := n_runs * (threads or 1)) > n_cores:
         return f"{line}; {asked} threads there wait for each other: fewer are faster"

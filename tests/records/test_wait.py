@@ -29,6 +29,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         del os.environ[key]
     monkeypatch.delitem(sys.modules, "torch")
     monkeypatch.setattr(process, "usable_cores", lambda: 2)
+    monkeypatch.setattr(process, "_WAITING", {})
 
     def set_load(load: float, others: bool = True) -> None:
         monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
@@ -51,6 +52,13 @@ def test_idle_threads_wait_as_the_load_suggests(wait: str, load: float, expected
     assert f"trainer.wait={wait}" in line
     assert ("trainer.threads=1" in line) == (load > 0.5)
     assert "trainer.threads" not in set_wait(wait, 1)
+
+
+def test_later_rounds_of_a_command_say_the_same(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(1.0)
+    line = set_wait("auto", 1)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace())
+    assert set_wait("auto", 1) == line
 
 
 def test_the_load_of_our_own_earlier_runs_does_not_count(machine: Any) -> None:

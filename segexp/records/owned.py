@@ -58,7 +58,17 @@ class Folder:
     def open(self, name: str, mode: str) -> Any:
         """`open` for a file of this folder. Raises UsageError for a link, a pipe or a device."""
         self.refuse_odd(name)
-        return open(self.at(name), mode, opener=lambda at, flags: os.open(at, flags | _SAFE, 0o666, dir_fd=self.fd))
+        with self.named(name):
+            return open(self.at(name), mode, opener=lambda at, flags: os.open(at, flags | _SAFE, 0o666, dir_fd=self.fd))
+
+    @contextmanager
+    def named(self, name: str) -> Iterator[None]:
+        """Let errors of the system name the whole path."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = str(self.path / name)
+            raise
 
     def move(self, name: str, to: "Folder", new: str) -> None:
         """Rename, replacing what is there, in one step. Windows refuses while another process reads it: tries again."""
@@ -90,7 +100,7 @@ def entered(start: Path | Folder, *parts: str, make: bool = False) -> Iterator[F
     else:
         path, name, parts = start.path / parts[0], parts[0], parts[1:]
         if make:
-            with suppress(FileExistsError):
+            with suppress(FileExistsError), start.named(name):
                 os.mkdir(start.at(name), dir_fd=start.fd)
         start.refuse_odd(name)
         fd = os.open(name, _FOLDER | _SAFE, dir_fd=start.fd) if start.fd is not None else None
@@ -157,7 +167,8 @@ class Ownership:
 
     def claim(self) -> None:
         """Make the owner's folder and remove what dead owners left, their folders before anything is written."""
-        os.mkdir(self.folder.at(self.owner), dir_fd=self.folder.fd)
+        with self.folder.named(self.owner):
+            os.mkdir(self.folder.at(self.owner), dir_fd=self.folder.fd)
         try:
             for parts in ((), ("checkpoints",), ("predictions",), ("examples",)):
                 with suppress(FileNotFoundError), entered(self.folder, *parts) as folder:

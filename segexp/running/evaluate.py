@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,8 @@ def evaluate(
     known = _finished(folder, settings)
     if known:
         return known
+    if not os.access(next(path for path in (folder, folder.parent, run_dir) if path.exists()), os.W_OK):
+        raise UsageError(f"{folder} cannot be written: evaluate a copy of the run directory, in a folder of your own")
     scores = _score(spec, run, split, limit, tta, record)
     summary = _summary(record, spec, scores, split)
     _write(folder, settings, spec.warnings, scores, summary)

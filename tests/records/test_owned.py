@@ -250,3 +250,11 @@ def test_a_writer_removes_what_dead_writers_of_the_file_left(tmp_path: Path) -> 
     write_atomic(tmp_path / "b", "")
     left = {p.name for p in tmp_path.glob(".*")}
     assert left == {paths[what].name for what in ("alive", "elsewhere", "old")}
+
+
+@pytest.mark.parametrize("below", [("a" * 300,), ("evaluations", "a" * 300)])
+def test_errors_of_the_system_name_the_whole_path(tmp_path: Path, below: tuple[str, ...]) -> None:
+    folder = tmp_path.joinpath(*below)
+    with pytest.raises(OSError, match="too long") as raised, ownership(folder, tmp_path):
+        pass
+    assert raised.value.filename == str(folder)

@@ -234,6 +234,12 @@ def test_refusals(words: tuple[str, ...], told: str, done: Outcome, capsys: Capt
     assert told in refused(capsys, done.run_dir, *words)
 
 
+def test_a_run_directory_that_is_read_only(done: Outcome, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    told = refused(capsys, done.run_dir, "--threshold", "0.3")
+    assert mentions(told, done.run_dir / "evaluations" / "test-0.3", "cannot be written", "copy of the run directory")
+
+
 def test_two_at_once_do_not_write_one_folder(done: Outcome, capsys: Captured) -> None:
     folder = done.run_dir / "evaluations" / "train-0.5"
     folder.mkdir(parents=True)

@@ -9,14 +9,14 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from segexp.compare.result import FEWEST_SEEDS
 from segexp.config import CODE_GROUPS, Config, alias_target, is_volatile
-from segexp.config.arm import ARM_GROUPS, TUNED_FILE, arm_of_row, read_tuned
+from segexp.config.arm import ARM_GROUPS, TUNED_FILE, Arm, arm_of_row, read_tuned
 from segexp.config.canonical import options_in
 from segexp.errors import UsageError
 from segexp.records import COLUMNS, cell_of
@@ -220,7 +220,8 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
     columns = {key: _columns(key, runs) for key in keys}
     of_arms = {column for inside in columns.values() for column in inside}
     level_of = _levels_of(runs, keys, columns)
-    twins, warnings = _tuned_twins(runs)
+    files, warnings = _tuned_files(runs)
+    twins = _tuned_twins(runs, files)
     warnings += versions
     split_of = _pooled_splits(runs)
     data_of = _data_of(runs, split_of)
@@ -231,8 +232,8 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
     # Between data sets everything may differ.
     varies = {c for c in others if any(len(_values(c, here)) > 1 for here in together.values())}
     conditions = [c for c in varying if c in varies and not _is_free(c)]
-    # Without blocks by rate, each would only repeat its run.
-    for run in twins if _RATE in conditions else ():
+    by_rate = _RATE in of_arms
+    for run in () if by_rate else twins:
         together[data_of[run.run_id]].append(run)
     of_machine = [c for c in map(column_of, ("trainer.format", "trainer.precision")) if c in conditions]
     separate = {key_of(c): Counter(run.row.get(c, "") for run in runs) for c in of_machine}
@@ -242,7 +243,16 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
     for what, counts in separate.items():
         shown = ", ".join(f"{pluralize(n, 'run')} of {value}" for value, n in sorted(counts.items()))
         warnings.append(f"runs of different {what} are not compared with each other: {shown}")
-    blocks, repeated = _placed(together, conditions, level_of, split_of, by_rate=_RATE in of_arms)
+
+    def newest_rate(run: Run) -> tuple[bool, bool, str]:
+        file = files.get(run.row[_TUNED])
+        held = file is not None and file.holds(run) and file.dataset in ("", run.row.get("dataset", ""))
+        return held, run not in twins, run.row.get("started", "")
+
+    blocks, repeated, n_earlier = _placed(together, conditions, level_of, split_of, None if by_rate else newest_rate)
+    if n_earlier:
+        earlier = pluralize(n_earlier, "run")
+        warnings.append(f"{earlier} of rates that were tuned before left out: their arms were tuned again since")
     if repeated:
         shown = ", ".join(repeated[:3]) + (" ..." if len(repeated) > 3 else "")
         warnings.append(f"{pluralize(len(repeated), 'repeated run')} of an arm and seed left out: {shown}")
@@ -274,37 +284,50 @@ def _with_versions(runs: Sequence[Run]) -> tuple[Sequence[Run], list[str]]:
     ]
 
 
-def _tuned_twins(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Runs without a tuned rate whose configured rate is the one that a tuned file holds for their arm, as tuned ones,
-    and those of the column `FIXED` as fixed ones.
+class _TunedFile(NamedTuple):
+    """What a file of `segexp tune` holds now: the rate of each arm, and the name of its data set."""
 
-    Such a run was made once and stands for two: with a fixed and with a tuned rate. Also returns warnings about files
-    that are not found. Raises UsageError for a file that is not one of `segexp tune`.
-    """
-    fixed = [run for run in runs if run.row.get(FIXED)]
-    files = dict.fromkeys(run.row[_TUNED] for run in runs if run.row.get(_TUNED))
+    rates: Mapping[Arm, float]
+    dataset: str
+
+    def holds(self, run: Run) -> bool:
+        return math.isclose(self.rates.get(arm_of_row(run.row), math.nan), run.number(_RATE), rel_tol=1e-12)
+
+
+def _tuned_files(runs: Sequence[Run]) -> tuple[dict[str, _TunedFile], list[str]]:
+    """The files of tuned rates that runs name and that are found, and warnings about the others. Raises UsageError for
+    a file that is not one of `segexp tune`."""
+    found, warnings = {}, []
     # A file that has moved with its study lies beside the runs.
     beside = list(dict.fromkeys(run.path.parent / TUNED_FILE for run in runs if not run.collected))
-    # No look of `segexp decide` has used a run for its fixed rate.
-    cells = [{key: cell for key, cell in run.row.items() if not key.startswith("look")} for run in fixed]
-    twins = [dataclasses.replace(run, cells={**row, _TUNED: ""}) for run, row in zip(fixed, cells, strict=True)]
-    warnings = []
-    for file in files:
+    for file in dict.fromkeys(run.row[_TUNED] for run in runs if run.row.get(_TUNED)):
         path = next((p for p in (Path(file), *beside) if p.is_file()), None)
         if path is None:
             warnings.append(
                 f"{file} not found: runs whose configured rate equals the tuned one may be missing among the tuned runs"
             )
             continue
-        rates, _ = read_tuned(path)
-        made = {(arm_of_row(run.row), run.row.get("seed")) for run in runs if run.row.get(_TUNED) == file}
-        for run in runs:
-            arm = arm_of_row(run.row)
-            if run.row.get(_TUNED) or (arm, run.row.get("seed")) in made:
-                continue
-            if math.isclose(rates.get(arm, math.nan), run.number(_RATE), rel_tol=1e-12):
-                twins.append(dataclasses.replace(run, cells={**run.row, _TUNED: file}))
-    return twins, warnings
+        rates, context = read_tuned(path)
+        found[file] = _TunedFile(rates, str(context.get("dataset.name", "")))
+    return found, warnings
+
+
+def _tuned_twins(runs: Sequence[Run], files: Mapping[str, _TunedFile]) -> list[Run]:
+    """Runs without a tuned rate whose configured rate is the one that a tuned file holds for their arm, as tuned ones,
+    and those of the column `FIXED` as fixed ones.
+
+    Such a run was made once and stands for two: with a fixed and with a tuned rate.
+    """
+    twins = []
+    for run in runs:
+        if not run.row.get(_TUNED):
+            file = next((file for file, of in files.items() if of.holds(run)), "")
+            twins += [dataclasses.replace(run, cells={**run.row, _TUNED: file})] if file else []
+        elif run.row.get(FIXED):
+            # No look of `segexp decide` has used it for its fixed rate.
+            cells = {key: cell for key, cell in run.row.items() if not key.startswith("look")}
+            twins.append(dataclasses.replace(run, cells={**cells, _TUNED: ""}))
+    return twins
 
 
 def _placed(
@@ -312,35 +335,48 @@ def _placed(
     conditions: Sequence[str],
     level_of: Mapping[str, Levels],
     split_of: Mapping[str, str],
-    by_rate: bool,
-) -> tuple[tuple[BlockRuns, ...], list[str]]:
-    """Every run in its block and arm, and the run_ids of runs that repeat an arm, fold and seed.
+    newest_rate: Callable[[Run], Any] | None,
+) -> tuple[tuple[BlockRuns, ...], list[str], int]:
+    """Every run in its block and arm, the run_ids of runs that repeat an arm, fold and seed, and how many have a rate
+    that was tuned before.
 
-    by_rate: whether learning rates make arms; otherwise a tuned rate belongs to its arm and is one condition.
+    newest_rate: sorts tuned runs so that the last has the rate of its arm that counts; None where learning rates make
+    arms. Otherwise a tuned rate belongs to its arm and is one condition.
     """
     blocks: dict[tuple[str, ...], BlockRuns] = {}
-    repeated = []
+    repeated, of_block, tuned = [], list[tuple[Run, BlockRuns]](), dict[tuple[int, Levels], list[Run]]()
     for of_data, here in sorted(together.items()):
         newest = max(run.numerics for run in here)  # what pending runs will have
         for run in here:
             values = {c: run.row.get(c, "") for c in conditions}
             if "numerics" in values:
                 values["numerics"] = str(run.numerics or newest)
-            if run.row.get(_TUNED) and not by_rate:
+            is_tuned = newest_rate and run.row.get(_TUNED)
+            if is_tuned:
                 values[_RATE] = TUNED
             shown = {key_of(c): value or "none" for c, value in values.items()}
             block = blocks.setdefault((*of_data, *values.values()), BlockRuns(*of_data, shown))
-            arm = block.arms.setdefault(level_of[run.run_id], ArmRuns(level_of[run.run_id]))
-            fold, split = _fold(run), split_of[run.run_id]
-            key = RunKey(f"{split} fold {fold}" if split and fold else split or fold, run.row.get("seed", ""))
-            if run.state == "done" and run.images is not None and key not in arm.scored:
-                arm.scored[key] = run
-                continue
-            arm.unscored.append(run)
-            if run.state == "done":
-                repeated.append(run.run_id)
+            of_block.append((run, block))
+            if is_tuned:
+                tuned.setdefault((id(block), level_of[run.run_id]), []).append(run)
+    rate_of = {of: max(several, key=newest_rate).number(_RATE) for of, several in tuned.items() if newest_rate}
+    n_earlier = 0
+    for run, block in of_block:
+        rate = rate_of.get((id(block), level_of[run.run_id])) if run.row.get(_TUNED) else None
+        if rate is not None and not math.isclose(rate, run.number(_RATE), rel_tol=1e-12):
+            n_earlier += 1
+            continue
+        arm = block.arms.setdefault(level_of[run.run_id], ArmRuns(level_of[run.run_id]))
+        fold, split = _fold(run), split_of[run.run_id]
+        key = RunKey(f"{split} fold {fold}" if split and fold else split or fold, run.row.get("seed", ""))
+        if run.state == "done" and run.images is not None and key not in arm.scored:
+            arm.scored[key] = run
+            continue
+        arm.unscored.append(run)
+        if run.state == "done":
+            repeated.append(run.run_id)
     _make_names_unique(list(blocks.values()))
-    return tuple(blocks.values()), repeated
+    return tuple(blocks.values()), repeated, n_earlier
 
 
 def _make_names_unique(blocks: Sequence[BlockRuns]) -> None:

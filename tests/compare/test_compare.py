@@ -570,8 +570,29 @@ def test_a_tuned_run_that_is_a_fixed_one_in_another_study_counts_in_both(tmp_pat
         found = overall_by_rate(result)
         assert (result.n_runs, "tuned" in found) == (20, True)
         assert {rate: found[rate] for rate in ("0.01", "0.1")} == overall_by_rate(compare([tuning]))
-    # One rate separates nothing: no run stands for two, or repeats itself.
-    assert not any("repeated" in warning for warning in compare([tmp_path], where={"optimizer.lr": "0.1"}).warnings)
+    # Where rates make arms, no run stands for two or repeats itself.
+    assert not any("repeated" in warning for warning in compare([tmp_path], by=["optimizer.lr", "activation"]).warnings)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("reused", [True, False])
+def test_rates_that_were_tuned_again_are_not_mixed_with_earlier_ones(known: bool, reused: bool, tmp_path: Path):
+    """The rate counts that the file holds now, or where that is lost the newest; such a run may have a fixed rate."""
+    study, file = tmp_path / "study", tmp_path / "elsewhere.yaml"
+    arctan_KN, sigmoid_KN = drawn(5, 60, 0.02)
+    make_arm(study, "sigmoid", sigmoid_KN, {"optimizer.lr": 0.01, "tuned": str(file)}, "s")
+    make_arm(
+        study, "arctan", arctan_KN[:3] - 0.1, {"optimizer.lr": 0.01, "tuned": str(file)}, "a", started="2024-01-01"
+    )
+    again = {"optimizer.lr": 0.1} if reused and known else {"optimizer.lr": 0.1, "tuned": str(file)}
+    make_arm(study, "arctan", arctan_KN, again, "b", started="2024-01-02")
+    if known:
+        rates = (("arctan", 0.1), ("sigmoid", 0.01))
+        arms = [{"hidden_activation": "native", "activation": arm, "loss": "dice", "lr": lr} for arm, lr in rates]
+        file.write_text(json.dumps({"arms": arms, "context": {"dataset.name": "lesions"}}))
+    result = compare([study])
+    assert overall_by_rate(result)["tuned"].mean == pytest.approx(float((arctan_KN - sigmoid_KN).mean()), abs=1e-5)
+    assert one_mentions(result.warnings, "3 runs of rates that were tuned before left out")
 
 
 def test_a_tuned_run_that_a_sweep_has_at_a_fixed_rate_counts_in_both(tmp_path: Path):

@@ -19,6 +19,7 @@ from segexp.errors import DONE, FAILED, INTERRUPTED, REFUSED, UsageError
 from segexp.records import read_run
 from segexp.records.formatting import pluralize, text_table
 from segexp.records.process import OwnedError
+from segexp.records.runs import SWEEPS
 from segexp.registry import plugins
 from segexp.running import archive, finished_before, record_death
 from segexp.sweep.local import STOPPED, Score, run_locally, slots_of
@@ -156,6 +157,8 @@ def carry_out(
     elif open_jobs:
         from segexp.sweep.engines import launch_through
 
+        # Output of jobs belongs to the study of the runs, which `tune` and `resume` do not take from the command line.
+        base.hydra.sweep.dir = str(open_jobs[0].run_dir.parent / SWEEPS)
         run_ids = [job.spec.run_id for job in open_jobs]
         launch_through(base, [_overrides(job) for job in open_jobs], extra, wait=wait, run_ids=run_ids)
         for job in open_jobs if wait else []:

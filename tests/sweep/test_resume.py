@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import TINY, tables, tiny_run
@@ -58,6 +59,18 @@ def test_a_run_that_someone_is_at_is_left_to_them(study: Path) -> None:
         plan = resume_plan(study, [], [], extra)
     assert len(plan.jobs) == 2
     assert any(stale.name in note for note in plan.notes)
+
+
+def test_what_jobs_of_a_cluster_print_is_in_the_study(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = []
+
+    def launch(base: Any, *_: Any, **options: Any) -> None:
+        folders.append(base.hydra.launcher.submitit_folder)
+
+    monkeypatch.setattr("segexp.sweep.check_engine", lambda *_: None)
+    monkeypatch.setattr("segexp.sweep.engines.launch_through", launch)
+    assert cli.main(["resume", str(study), "hydra/launcher=submitit_slurm", "--no-wait"]) == 0
+    assert folders == [str(study / ".sweeps" / "slurm" / "%j")]
 
 
 def test_overrides_that_make_another_run_are_refused(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -316,12 +316,18 @@ def _tuned_twins(runs: Sequence[Run], files: Mapping[str, _TunedFile]) -> list[R
     """Runs without a tuned rate whose configured rate is the one that a tuned file holds for their arm, as tuned ones,
     and those of the column `FIXED` as fixed ones.
 
-    Such a run was made once and stands for two: with a fixed and with a tuned rate.
+    Such a run was made once and stands for two: with a fixed and with a tuned rate. It is reused only in its study, and
+    rates hold for the data and the optimizer of the runs with the file.
     """
+
+    def part_of(run: Run) -> tuple[str, ...]:
+        return run.study, *(run.row.get(column_of(key), "") for key in ("dataset.name", "optimizer.name"))
+
+    used = {(run.row[_TUNED], *part_of(run)) for run in runs if run.row.get(_TUNED)}
     twins = []
     for run in runs:
         if not run.row.get(_TUNED):
-            file = next((file for file, of in files.items() if of.holds(run)), "")
+            file = next((file for file, of in files.items() if of.holds(run) and (file, *part_of(run)) in used), "")
             twins += [dataclasses.replace(run, cells={**run.row, _TUNED: file})] if file else []
         elif run.row.get(FIXED):
             # No look of `segexp decide` has used it for its fixed rate.

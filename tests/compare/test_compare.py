@@ -595,6 +595,21 @@ def test_rates_that_were_tuned_again_are_not_mixed_with_earlier_ones(known: bool
     assert one_mentions(result.warnings, "3 runs of rates that were tuned before left out")
 
 
+@pytest.mark.parametrize(("study", "config"), [
+    ("b", {"dataset.name": "nuclei"}), ("a", {"dataset.name": "nuclei"}), ("a", {"optimizer.name": "sgd"}),
+])  # fmt: skip
+def test_runs_that_nobody_tuned_count_once(study: str, config: dict[str, Any], tmp_path: Path):
+    """Their rate is, by chance, the one that was found elsewhere."""
+    names = ("arctan", "sigmoid")
+    arms = [{"hidden_activation": "native", "activation": name, "loss": "dice", "lr": 0.01} for name in names]
+    (tmp_path / "tuned.yaml").write_text(json.dumps({"arms": arms, "context": {"dataset.name": "lesions"}}))
+    of_all = {"optimizer.lr": 0.01, "optimizer.name": "adamw"}
+    make_pair(tmp_path / "a", prefix="t", config={**of_all, "tuned": str(tmp_path / "tuned.yaml")})
+    sha = ("d" if "optimizer.name" in config else "e") * 64
+    make_pair(tmp_path / study, prefix="f", config={**of_all, **config}, dataset_sha=sha)
+    assert len(compare([tmp_path]).blocks) == 2
+
+
 def test_a_tuned_run_that_a_sweep_has_at_a_fixed_rate_counts_in_both(tmp_path: Path):
     _, sigmoid_KN = make_pair(tmp_path, config={"optimizer.lr": 0.01})
     make_arm(tmp_path, "sigmoid", sigmoid_KN, {"optimizer.lr": 0.1, "tuned": "/lost/tuned.yaml"}, "t")

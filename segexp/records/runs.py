@@ -267,7 +267,10 @@ def _study(folder: Path) -> tuple[Study | None, list[str]]:
         try:
             content = read_json(path, folder)
             runs = [_planned(run) for run in content["runs"]]
-            planned |= {one.run_id: one for one in runs if one.run_id not in planned or not one.config.get("tuned")}
+            for run in runs:  # a rate that is tuned in one sweep and fixed in another: see `FIXED`
+                known = planned.setdefault(run.run_id, run)
+                if known.config.get("tuned") and not run.config.get("tuned"):
+                    planned[run.run_id] = run
             dropped |= {(str(d["overrides"]), str(d["reason"])): None for d in content["dropped"]}
             refused = {(str(r["overrides"]), str(r["reason"])): None for r in content["refused"]}
             plans.append((str(content.get("created")), runs, refused))

@@ -124,7 +124,7 @@ def constant(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1)))
 
 
-@scheduler(moves="validation", formula="lr * factor after `patience` epochs without gain", source="-")
+@scheduler(moves="validation", formula="lr * factor after more than `patience` epochs without gain", source="-")
 def plateau(
     optimizer: "Optimizer",
     total_steps: int,

@@ -579,6 +579,7 @@ BAD = [
     ("activation", "@output_activation\ndef mine(x): return x, x", "gives a pair"),
     ("activation", "@output_activation(gives='log_probabilities')\ndef mine(x): return x", "one tensor"),
     ("activation", "@output_activation(gives='probability')\ndef mine(x): return x", "not within 0 and 1"),
+    ("activation", "@output_activation(gives='probability')\ndef mine(x): return (-x).sigmoid()", "must rise"),
     ("activation", "@output_activation(gives='probability')\ndef mine(x): return 1 / 0", "parts.py, line 5"),
     ("activation", "@output_activation\ndef mine(x): return x.log()", "not finite"),
     ("activation", "@output_activation\ndef mine(x): return x.mul_(2)", "in place"),

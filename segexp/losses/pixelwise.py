@@ -252,7 +252,8 @@ def _no_matching(activation: OutputActivation, mode: HeadMode) -> str | None:
         return f"{activation.name} depends on the whole batch, so it has no matching loss"
     if activation.learnable:
         learned = " and ".join(activation.learnable)
-        return f"the matching loss gives the learned {learned} of {activation.name} no gradient"
+        cure = " (use activation.slope=native)" if activation.learnable == ("slope",) else ""
+        return f"the matching loss gives the learned {learned} of {activation.name} no gradient{cure}"
     if mode == "softmax" and not activation.linear:
         return (
             "under softmax the matching loss needs log-odds that are linear in the logit, and those of "

@@ -358,9 +358,10 @@ def unified_focal(
 ) -> "Tensor":
     """Unified focal loss: a weighted sum of modified focal and focal Tversky losses.
 
-    focal_weight: the paper's lambda. delta: weight of the foreground and of false negatives. asymmetric: gamma focuses
-    the background in the focal term and the foreground in the Tversky term; otherwise both in each, as in the authors'
-    code. reduction: as for `dice`, of the Tversky term; the authors' code pools each image.
+    focal_weight: the paper's lambda (``weight`` of the authors' code is that of the Tversky term). delta: weight of the
+    foreground and of false negatives. asymmetric: gamma focuses the background in the focal term and the foreground in
+    the Tversky term; otherwise both in each, as in the authors' code. reduction: as for `dice`, of the Tversky term
+    (the authors' code pools each image).
     """
     import torch
     import torch.nn.functional as F

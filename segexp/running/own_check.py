@@ -71,7 +71,10 @@ def _output(config: Config, name: str) -> None:
             raise WrongError(f"gives F(x) from {shown}, not within 0 and 1: if it is log-odds, leave out gives")
         if form == "log_odds" and inside and one[0] < 0.1 and one[-1] > 0.9:
             raise WrongError(f"gives {shown}: these look like probabilities: state gives='probability'")
-    same_shape(log_odds(x, **options), x)
+    phi = log_odds(x, **options)
+    same_shape(phi, x)
+    if not phi.isfinite().all():  # the only way left: the ends of a body that falls are not found
+        raise WrongError("gives log-odds that are not finite for |x| <= 20: F must rise with x")
 
 
 def _loss(config: Config, name: str) -> None:

@@ -1,5 +1,7 @@
 """Backward passes in closed form: right in every layout and type, and keeping at most 8 bytes an element."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,6 +117,13 @@ def test_only_the_input_or_the_slopes_are_kept(name: str) -> None:
     module = made(name)
     slopes = 1 if name in TWICE else 1 + len(list(module.parameters()))
     assert saved_bytes(module, torch.zeros(4, 8, 32, 32, requires_grad=True)) <= 4 * slopes + 0.01 <= 8.01
+
+
+def test_the_page_names_those_of_each_kind(repository: Path) -> None:
+    page = " ".join((repository / "docs" / "hidden.md").read_text(encoding="utf-8").split())
+    stated = re.search(r"([\w, ]+) compute their backward pass.*?\. ([\w, ]+) keep their slopes instead", page)
+    assert stated
+    assert [set(re.split(", | and ", names.strip())) for names in stated.groups()] == [set(TWICE), set(SLOPED)]
 
 
 @pytest.mark.parametrize("name", CLOSED)

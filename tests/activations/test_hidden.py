@@ -271,6 +271,7 @@ def test_years_and_families() -> None:
     years = {e.name: e.year for e in entries}
     # The earliest of several, and no number of a preprint.
     assert (years["silu"], years["squareplus"], years["relu"], years["rational"]) == (2017, 2021, 2010, 2020)
+    assert years["telu"] == 2020, "TanhExp, four years earlier, is the same function"
     assert all(e.family for e in entries)
     assert len({e.family for e in entries}) == 8
     assert [e.name for e in entries if (e.family == "learned") != bool(e.learnable)] == []

@@ -132,7 +132,7 @@ def test_an_option_at_the_end_of_its_range_is_a_warning(
 
 
 @pytest.mark.parametrize(("words", "cures"), [
-    (["activation.slope=learned", "loss=matching"], ("learned slope", "matching")),
+    (["activation.slope=learned", "loss=matching"], ("learned slope", "matching", "activation.slope=native")),
     (["activation=learned_tail", "loss=matching"], ("learned tail",)),
     (["activation=minmax_linear", "activation.slope=learned"], ("activation.slope=native",)),
     (["activation=learned_tail", "activation.tail=1"], ("activation.tail", "below 1")),

@@ -220,7 +220,7 @@ def golu() -> "Module":
     range="[-0.3533, inf)",
     saturates="left",
     gain=1.3748,
-    source="Fernandez and Mali 2024, arXiv:2412.20269",
+    source="Liu and Di 2020, arXiv:2003.09855 (as TanhExp); Fernandez and Mali 2024, arXiv:2412.20269",
 )
 def telu() -> "Module":
     """Hyperbolic tangent exponential linear unit."""

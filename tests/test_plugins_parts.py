@@ -575,6 +575,20 @@ BAD = [
     ("hidden_activation", "@hidden_activation\ndef mine(x): return x.mean()", "gives ()"),
     ("hidden_activation", "@hidden_activation\ndef mine(): return 1", "int, not a torch module"),
     ("hidden_activation", "@hidden_activation\ndef mine(x): return 1 / 0", "parts.py, line 5: ZeroDivisionError"),
+    ("hidden_activation", "@hidden_activation\ndef mine(x): return x.detach().relu()", "has no gradient"),
+    (
+        "hidden_activation",
+        "@hidden_activation(learnable=('k',))\ndef mine(x, *, k: float = 1.0): return x.detach().relu() * k",
+        "has no gradient",
+    ),
+    ("activation", "@output_activation\ndef mine(x): return 2 * x.detach()", "has no gradient"),
+    ("activation", "@output_activation(gives='probability')\ndef mine(x): return x.detach().sigmoid()", "has no gradient"),
+    (
+        "activation",
+        "@output_activation(gives='log_probabilities')\n"
+        "def mine(x): return tuple(torch.nn.functional.logsigmoid(s * x.detach()) for s in (1, -1))",
+        "has no gradient",
+    ),
     ("activation", "@output_activation\ndef mine(x): return x.sigmoid()", "state gives='probability'"),
     ("activation", "@output_activation\ndef mine(x): return x, x", "gives a pair"),
     ("activation", "@output_activation(gives='log_probabilities')\ndef mine(x): return x", "one tensor"),

@@ -50,6 +50,16 @@ def _hidden(config: Config, name: str) -> None:
         raise WrongError(f"{what}: a function of a tensor needs a parameter for it")
     x = torch.linspace(-2, 2, 512).view(2, 64, 2, 2)
     same_shape(unchanged(lambda: module(x), x), x)
+    _connected(module, x)
+
+
+def _connected(function: Callable[[torch.Tensor], Any], x: torch.Tensor) -> None:
+    """Raise WrongError where no gradient leads from what the function gives, a tensor or several, to x."""
+    leaf = x.clone().requires_grad_()
+    given = function(leaf.clone())
+    ends = [one.sum() for one in (given if isinstance(given, tuple) else (given,)) if one.requires_grad]
+    if not ends or torch.autograd.grad(ends, leaf, allow_unused=True)[0] is None:
+        raise WrongError("has no gradient: the result is detached from the input")
 
 
 def _output(config: Config, name: str) -> None:
@@ -71,6 +81,7 @@ def _output(config: Config, name: str) -> None:
             raise WrongError(f"gives F(x) from {shown}, not within 0 and 1: if it is log-odds, leave out gives")
         if form == "log_odds" and inside and one[0] < 0.1 and one[-1] > 0.9:
             raise WrongError(f"gives {shown}: these look like probabilities: state gives='probability'")
+    _connected(lambda x: called(OUTPUT_ACTIVATIONS[name], x, options), x)
     phi = log_odds(x, **options)
     same_shape(phi, x)
     if not phi.isfinite().all():  # the only way left: the ends of a body that falls are not found

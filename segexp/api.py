@@ -123,6 +123,7 @@ def _tensor(x: Any) -> torch.Tensor:
 def output_activation(name: str, **params: Any) -> OutputActivation:
     """The output activation called ``name`` (`segexp list activations`), with its options, ``slope`` among them.
 
+    What is learned in a run (``slope="learned"``, learned_tail's ``tail``) has its initial value here, and stays so.
     Raises UsageError for unknown names and options.
 
     >>> import segexp

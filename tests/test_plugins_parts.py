@@ -617,6 +617,11 @@ BAD = [
     ("optimizer", f"{MINE_LR}torch.optim.SGD(ps, lr)", "return a torch optimizer"),
     ("scheduler", "@scheduler\ndef mine(o, n, e): torch.optim.lr_scheduler.StepLR(o, e)", "return a torch scheduler"),
     ("scheduler", "@scheduler\ndef mine(o, n, e): return 1 / 0", "line 5: ZeroDivisionError"),
+    (
+        "scheduler",
+        "@scheduler(moves='validation')\ndef mine(o, n, e): return torch.optim.lr_scheduler.StepLR(o, 1)",
+        "takes no score",
+    ),
 ]
 
 

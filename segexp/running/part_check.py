@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -129,6 +130,10 @@ def eight_steps(
     if lacking := [name for name in needed if not hasattr(made, name)]:
         kind = "scheduler" if scheduled else "optimizer"
         raise WrongError(f"returns {type(made).__name__}, which has no {lacking[0]}: return a torch {kind}")
+    # Torch's own, but for ReduceLROnPlateau, would take the score for the number of an epoch.
+    if scheduled and entry.moves == "validation" and next(iter(inspect.signature(made.step).parameters), "") == "epoch":
+        wrong = f"returns {type(made).__name__}, which takes no score, but states moves='validation'"
+        raise WrongError(f"{wrong}: leave that out, and count epochs as steps_per_epoch steps")
     rates, values = [], []
     for step in range(8):
         value = weights[0].square().sum() + weights[1].square().sum()

@@ -78,14 +78,19 @@ class _Redirect(TorchFunctionMode):
             x = args[0] if args else kwargs["input"]
             in_place = func in IN_PLACE or kwargs.get("inplace", any(a is True for a in args[1:]))
             # The caller may continue to use its own tensor.
-            return x.copy_(self.sites(x.clone())) if in_place else self.sites(x)
+            return x.copy_(self.sites(x.clone())) if in_place else self._own(x)
         if func in PRODUCTS and self._is_swish(args):
             in_place = func is torch.Tensor.mul_
-            return args[0].copy_(self.sites(self.argument.clone())) if in_place else self.sites(self.argument)
+            return args[0].copy_(self.sites(self.argument.clone())) if in_place else self._own(self.argument)
         result = func(*args, **kwargs)
         if func in SIGMOIDS:
             self.argument, self.weight = args[0] if args else kwargs["input"], result
         return result
+
+    def _own(self, x: torch.Tensor) -> torch.Tensor:
+        """The activation of x, as a tensor that the caller may change in place, though the backward pass needs it."""
+        y: torch.Tensor = self.sites(x)
+        return y.clone() if y.requires_grad else y
 
     def _is_swish(self, factors: Any) -> bool:
         """Whether these are x and sigmoid(x)."""

@@ -173,6 +173,15 @@ def test_functions_are_replaced_however_they_are_written(written: str) -> None:
     assert network.encoder.conv.weight.grad is not None  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("name", ["relu", "tanh"])
+def test_the_result_of_a_function_may_be_changed_in_place(name: str) -> None:
+    """timm's dm_nfnet scales gelu's, which keeps its input; these keep their result for the backward pass."""
+    network = Network(Bare(lambda x: F.gelu(x).mul_(2)))
+    swapped(network, name)
+    network(torch.randn(2, 3, SIZE, SIZE)).sum().backward()
+    assert network.encoder.conv.weight.grad is not None  # type: ignore[union-attr]
+
+
 ESCAPES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     "mish written out": (lambda x: x * torch.tanh(F.softplus(x)), "softplus"),
     "hard swish written out": (lambda x: x * F.relu6(x + 3) / 6, "hardtanh"),

@@ -1,5 +1,6 @@
 """The entry point `segexp COMMAND ...`: imports the module of the command, and nothing else."""
 
+import errno
 import importlib
 import os
 import sys
@@ -31,6 +32,10 @@ Exit codes: 0 done, 1 a run failed or diverged, 2 bad usage, 130 interrupted.
 
 HELP = _HELP.format(commands="\n".join(f"  {name:12} {summary}" for name, summary in COMMANDS.items()))
 """What `segexp --help` prints."""
+
+
+_CURES = dict.fromkeys(("ENOSPC", "EDQUOT"), "; free some space, then repeat the command")
+_CURES |= dict.fromkeys(("EACCES", "EPERM", "EROFS"), "; change its permissions, or choose another place")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from segexp.registry.plugins import in_plugin
 
         where = f": {error.filename}" if error.filename else ""
-        return _refuse(in_plugin(error) or f"{error.strerror or error}{where}")
+        cure = _CURES.get(errno.errorcode.get(error.errno or 0, ""), "")
+        return _refuse(in_plugin(error) or f"{error.strerror or error}{where}{cure}")
     except Exception as error:
         from segexp.registry.plugins import explained, in_plugin
 

@@ -1,5 +1,6 @@
 """The command line: what it refuses and how, and its commands from words to exit codes."""
 
+import errno
 import importlib.metadata
 import importlib.util
 import io
@@ -232,7 +233,11 @@ def test_help_and_version(capsys: Captured) -> None:
 @pytest.mark.parametrize(("error", "code", "line"), [
     (KeyboardInterrupt(), 130, "\nsegexp: interrupted\n"),
     (UsageError("what, where and the cure"), 2, "segexp: what, where and the cure\n"),
-    (OSError(28, "No space left on device", "/full/disk"), 2, "segexp: No space left on device: /full/disk\n"),
+    (OSError(errno.ENOSPC, "No space left on device", "/full/disk"), 2,
+     "segexp: No space left on device: /full/disk; free some space, then repeat the command\n"),
+    (OSError(errno.EROFS, "Read-only file system", "/a"), 2,
+     "segexp: Read-only file system: /a; change its permissions, or choose another place\n"),
+    (OSError(errno.EISDIR, "Is a directory", "/a"), 2, "segexp: Is a directory: /a\n"),
 ])  # fmt: skip
 def test_an_error_of_a_command_becomes_one_line_and_an_exit_code(
     error: BaseException, code: int, line: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch

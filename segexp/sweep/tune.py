@@ -30,7 +30,7 @@ from segexp.data import stream_seed
 from segexp.errors import UsageError
 from segexp.records import flatten, read_run, write_atomic
 from segexp.records.files import shown_command
-from segexp.records.formatting import csv_table
+from segexp.records.formatting import csv_table, pluralize
 from segexp.records.owned import clear_litter, writer
 from segexp.running import LoadedDataset
 from segexp.sweep import SweptRun, carry_out
@@ -122,7 +122,8 @@ def tune(
     folder = jobs[0].run_dir.parent
     tuning = Tuning({arm: [] for arm in arms}, bounds, seeds, context, folder, search.trials is None)
     number = search.trials or len(rates)
-    tell(f"{len(arms)} arms x {number} learning rates x {len(seeds)} seeds = {len(jobs) * number} runs")
+    parts = pluralize(len(arms), "arm"), pluralize(number, "learning rate"), pluralize(len(seeds), "seed")
+    tell(f"{' x '.join(parts)} = {pluralize(len(jobs) * number, 'run')}")
     folds = context["split.folds"] or "all groups"
     own = f"fold {context['split.fold']} of {folds}" if context["split.fold"] is not None else ""
     own += f"{' and ' if own else ''}seed {seeds[0]}" if config.split.per_seed else ""

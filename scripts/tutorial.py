@@ -61,7 +61,7 @@ class Reader:
             block = re.sub(r"number=\d+", "number=24", block).replace("range(5)", "range(3)")
             block = re.sub(r"trainer\.epochs=\d+", TINY, block)
         path = f"{self.folder / '.bin'}{os.pathsep}{os.environ['PATH']}"
-        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "120"}
+        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "150"}
         started = time.monotonic()
         words = ["bash", "-euo", "pipefail", "-c", block]
         done = subprocess.run(words, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)

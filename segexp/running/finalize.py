@@ -1,5 +1,6 @@
 """The end of a run: scores of validation and, once, of test with the selected weights; tables and pictures."""
 
+import copy
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -55,7 +56,8 @@ def finalize(
     """
     spec = scorer.spec
     selected = best or load_selected(spec.run_dir, scorer.device, spec.identity, state.best_epoch, state.epoch)
-    scorer.network.load_state_dict(selected["network"])
+    # Of a copy: smp's deeplabv3, and some encoders, take out and put back every key, and best.pt is being written.
+    scorer.network.load_state_dict(copy.copy(selected["network"]))
     n_val, n_test = (len(spec.split[part]) for part in ("val", "test"))
     epoch = state.best_epoch or state.epoch
     log.info("scoring %d val and %d test images with the weights of epoch %d", n_val, n_test, epoch)

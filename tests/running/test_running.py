@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from segexp.records.process import ownership, read_environment, signal_handlers
 from segexp.running import build, finalize, prepare, threads_begun_with
 from segexp.running.build import Scorer, initial_network
 from segexp.running.execute import execute, git_state
-from segexp.training import loop
+from segexp.training import checkpoint, loop
 
 EXPECTED_FILES = {
     "diagnostics.csv",
@@ -614,6 +615,22 @@ def test_damaged_samples_are_named(
     assert cli.main(["show", str(copied)]) == 0
     assert "samples.npz is damaged" in " ".join(capsys.readouterr().out.split())
     assert not (copied / "samples.png").exists()
+
+
+def test_weights_that_are_being_written_are_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """smp's deeplabv3 takes every key out of the weights that it loads, and puts it back."""
+    save = checkpoint.save_checkpoint
+
+    def slowly(path: Path, content: dict[str, Any]) -> None:
+        for _ in content["network"]:
+            time.sleep(0.005)
+        save(path, content)
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", slowly)
+    words = [word for word in TINY if not word.startswith("model.")]
+    words += ["model=deeplabv3", "dataset.image_size=64", "trainer.epochs=1", f"outputs={tmp_path}"]
+    assert cli.main(["train", *words]) == 0
+    assert len([*tmp_path.glob("default/*/checkpoints/best.pt")]) == 1
 
 
 @pytest.mark.slow

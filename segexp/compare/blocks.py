@@ -244,10 +244,12 @@ def arrange(runs: Sequence[Run], by: Sequence[str] | None) -> Arms:
         shown = ", ".join(f"{pluralize(n, 'run')} of {value}" for value, n in sorted(counts.items()))
         warnings.append(f"runs of different {what} are not compared with each other: {shown}")
 
+    reused = set(map(id, twins))
+
     def newest_rate(run: Run) -> tuple[bool, bool, str]:
         file = files.get(run.row[_TUNED])
         held = file is not None and file.holds(run) and file.dataset in ("", run.row.get("dataset", ""))
-        return held, run not in twins, run.row.get("started", "")
+        return held, id(run) not in reused, run.row.get("started", "")
 
     blocks, repeated, n_earlier = _placed(together, conditions, level_of, split_of, None if by_rate else newest_rate)
     if n_earlier:
